@@ -1,0 +1,48 @@
+# The commands of this project; `make help` lists them. Whatever they fetch or build goes below the target directory.
+
+CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+TOOLS := $(TARGET)/tools
+CARGO_DENY_VERSION := 0.20.2
+DENY := $(or $(shell command -v cargo-deny 2>/dev/null),$(TOOLS)/bin/cargo-deny)
+
+# Where the tests and the benchmark find the nats-server that `make tools` fetched.
+export MACHINES_TOOLS := $(TOOLS)
+
+.DEFAULT_GOAL := help
+.PHONY: help dev tools test lint fmt clippy docs deny advisories bench
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf 'make %-12s%s\n' "$$name" "$$text"; done
+
+dev: ## everything on this machine, explained while it runs: keys, archive, specification, daemon
+	$(CARGO) run --release --bin machinesd -- dev
+
+tools: ## fetch the pinned nats-server that the tests and the benchmark run
+	packager/tools/fetch-nats-server $(TOOLS)
+
+test: tools ## run all tests, against the real nats-server
+	$(CARGO) test --lib --bins --tests
+
+lint: fmt clippy docs deny ## formatting, clippy, documentation, and licences, bans and sources of dependencies
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --no-deps --lib
+
+deny: $(DENY)
+	$(DENY) check bans licenses sources
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root $(TOOLS) --target-dir $(TOOLS)/build
+
+advisories: $(DENY) ## ask the RustSec database about the dependencies; needs the network
+	$(DENY) check advisories
+
+bench: tools ## measure the budgets against the real binaries, as a table
+	$(CARGO) bench --bench budgets

@@ -1,0 +1,135 @@
+//! The command line of `machinesd`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use machines::config::File;
+use machines::names::MachineName;
+
+use crate::shared::Format;
+
+/// Keeps the machines of this node as a signed specification wants them, and runs them.
+#[derive(Debug, Parser)]
+#[command(name = "machinesd", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground.
+    #[command(after_help = "Example: machinesd run --config /etc/machines/machinesd.toml")]
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Make one sync pass and exit: 0 when the node has converged, 1 when not, with the reasons. Runs no machine.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Show everything on this machine alone: keys, archive, signature, store, daemon, agent.
+    #[command(after_help = "Example: machinesd dev\nIt works in a temporary directory and leaves nothing behind.")]
+    Dev {
+        /// Work in this directory and keep it.
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+    /// Check the machines in these directories, every fault with its line.
+    #[command(after_help = "Example: machinesd validate machines/examples/hello")]
+    Validate {
+        /// Directories with a machine.yaml.
+        #[arg(required = true, value_name = "DIR")]
+        directories: Vec<PathBuf>,
+        /// How the result is printed.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Show how this node stands: store, specification, machines and what is wrong with them.
+    #[command(after_help = "Example: machinesd status --format json | jq .sync.refused")]
+    Status {
+        #[command(flatten)]
+        socket: Socket,
+        /// How the result is printed.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Show everything that is known of one machine: why it is, or is not, here and running.
+    #[command(after_help = "Example: machinesd why facts")]
+    Why {
+        /// The machine's name.
+        #[arg(value_parser = MachineName::new)]
+        name: MachineName,
+        #[command(flatten)]
+        socket: Socket,
+        /// How the result is printed.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Make a transition of a machine by hand.
+    #[command(after_help = "Example: machinesd transition manager enter_maintenance")]
+    Transition {
+        /// Name, version, path or instance id.
+        machine: String,
+        /// The transition.
+        event: String,
+        #[command(flatten)]
+        socket: Socket,
+        /// How the result is printed.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Follow the daemon's events as JSON, one `CloudEvent` a line.
+    #[command(after_help = "Example: machinesd events | jq -r .data.machine")]
+    Events {
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Make a sync pass now, and say whether the node has converged.
+    #[command(after_help = "Example: machinesd sync --allow-removals")]
+    Sync {
+        /// Make the removals that are held because they are many.
+        #[arg(long)]
+        allow_removals: bool,
+        #[command(flatten)]
+        socket: Socket,
+        /// How the result is printed.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Show the version.
+    #[command(after_help = "Example: machinesd version --verbose")]
+    Version {
+        /// Also what is compiled in: watcher kinds, machines, the public key.
+        #[arg(long)]
+        verbose: bool,
+        /// How the result is printed; json has everything.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// The settings; they must then exist.
+    #[arg(long, value_name = "FILE", help = "Settings file [default: /etc/machines/machinesd.toml, if it exists]")]
+    pub config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    pub fn file(&self) -> File {
+        self.config.clone().map_or(File::Default, File::Required)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Socket {
+    /// The daemon's control socket.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "MACHINESD_CONTROL_SOCKET",
+        hide_env_values = true,
+        default_value = "/run/machines/machinesd.sock"
+    )]
+    pub socket: PathBuf,
+}

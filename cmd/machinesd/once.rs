@@ -1,0 +1,72 @@
+//! `machinesd run --once`: one sync pass without running anything, for images, cron and tests.
+
+use std::time::Duration;
+
+use machines::config::{File, Settings};
+use machines::kv::KvError;
+use machines::sync::{Pass, Removals, nothing_published};
+
+use crate::daemon::{Parts, purge};
+use crate::logging;
+use crate::run::{load, runtime};
+use crate::shared::{Failure, converged_unless, line};
+
+/// A connection that is being made is given this long.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
+
+pub fn once(file: &File) -> Result<(), Failure> {
+    let settings = load(file)?;
+    logging::start(&settings.log);
+    if !settings.sync.enabled {
+        return Err(Failure::Usage("[sync] enabled = false: there is nothing to do".into()));
+    }
+    let runtime = runtime()?;
+    let result = runtime.block_on(pass(&settings));
+    // A disk that hangs must not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn pass(settings: &Settings) -> Result<(), Failure> {
+    let parts = Parts::open(settings).await?;
+    let offered = offered(settings, &parts).await;
+    let pass = match &offered {
+        Ok(Some(value)) => {
+            Some(parts.reconciler.reconcile(value, &settings.trust, purge(settings), Removals::Guarded).await)
+        }
+        _ => parts.reconciler.resume(&settings.trust, purge(settings)).await,
+    };
+    let mut complaints = Vec::new();
+    match &offered {
+        Ok(Some(_)) => {}
+        Ok(None) => complaints.push(nothing_published(&settings.sync.bucket, &settings.sync.key)),
+        Err(error) => complaints.push(machines::errors::chain(error)),
+    }
+    if let Some(pass) = &pass {
+        report(pass);
+        complaints.extend(pass.complaints());
+    }
+    converged_unless(&complaints)
+}
+
+async fn offered(settings: &Settings, parts: &Parts) -> Result<Option<bytes::Bytes>, KvError> {
+    let deadline = tokio::time::Instant::now() + CONNECT_PATIENCE;
+    loop {
+        let got = parts.store.bucket(&settings.sync.bucket)?.get(&settings.sync.key).await;
+        match got {
+            Ok(entry) => return Ok(entry.map(|entry| entry.value)),
+            Err(error) if tokio::time::Instant::now() >= deadline || parts.store.connection().connected => {
+                return Err(error);
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(250)).await,
+        }
+    }
+}
+
+fn report(pass: &Pass) {
+    for machine in &pass.machines {
+        if machine.result.is_ok() {
+            line(format!("{}: {}", machine.name, machine.action));
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! `mms pack`: checks the operator's list of machines as a node does and prints the signed envelope on one line.
+
+use std::path::Path;
+
+use machines::spec::{PackWarning, SecretKey};
+use zeroize::Zeroizing;
+
+use crate::faults;
+use crate::input::Input;
+use crate::shared::{Failure, line, warn};
+
+/// A private key is 128 digits; some white space around them is no reason to refuse the file.
+const KEY_FILE_LIMIT_BYTES: u64 = 4096;
+
+/// What to say about a list that is not signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsigned {
+    Meant,
+    Warned,
+}
+
+/// The key of the command line, of the key file, or of the environment variable `KEY`.
+pub fn find_key(argument: Option<String>, file: Option<&Path>) -> Result<Option<SecretKey>, Failure> {
+    let (text, origin) = if let Some(path) = file {
+        let text = machines::fs::read_text(path, KEY_FILE_LIMIT_BYTES).map_err(|error| Failure::Usage(error.into()))?;
+        (Zeroizing::new(text), format!("key file {}", path.display()))
+    } else if let Some(argument) = argument {
+        (Zeroizing::new(argument), "KEY".to_owned())
+    } else {
+        match std::env::var("KEY") {
+            // A script whose key is missing must not publish an unsigned list without a word: this warns.
+            Err(std::env::VarError::NotPresent) => return Ok(None),
+            Ok(text) if text.is_empty() => return Ok(None),
+            Ok(text) => (Zeroizing::new(text), "environment variable KEY".to_owned()),
+            Err(std::env::VarError::NotUnicode(_)) => {
+                return Err(Failure::Usage("environment variable KEY: it is not text".into()));
+            }
+        }
+    };
+    match SecretKey::from_hex(&text) {
+        Ok(key) => Ok(Some(key)),
+        Err(error) => {
+            let public = machines::spec::PublicKey::from_hex(&text).is_ok();
+            let help = if public { " (this is a public key; signing needs the private one)" } else { "" };
+            Err(Failure::Usage(format!("{origin}: {error}{help}").into()))
+        }
+    }
+}
+
+pub fn pack(machines: &Path, key: Option<&SecretKey>, unsigned: Unsigned) -> Result<(), Failure> {
+    let input = Input::new(machines);
+    let payload = input.read()?;
+    if payload.trim_ascii().is_empty() {
+        return Err(format!("{input} is empty, so nothing was packed; a list without machines is []").into());
+    }
+    let packed = machines::spec::pack(&payload, key)
+        .map_err(|error| faults::show(&input.to_string(), &payload, &error, "nothing was packed"))?;
+    for warning in packed.warnings {
+        match warning {
+            PackWarning::Unsigned if unsigned == Unsigned::Meant => {}
+            warning => warn(warning),
+        }
+    }
+    line(packed.envelope);
+    Ok(())
+}

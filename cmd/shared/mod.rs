@@ -1,0 +1,119 @@
+//! What both programs share: the one place that prints, and the one that ends with an exit code.
+
+#![expect(clippy::print_stderr, reason = "the only file of the programs that prints")]
+#![allow(dead_code, reason = "shared by two programs, of which each uses a part")]
+
+pub mod definition;
+pub mod table;
+
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use machines::machine::problem::{Problems, Styled};
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+/// Why a command ends without success.
+pub enum Failure {
+    /// Exit code 1: an error, printed with its causes.
+    Error(Box<dyn std::error::Error + Send + Sync>),
+    /// Exit code 1: a negative result that has been printed already.
+    Negative,
+    /// Exit code 2: settings or arguments that can't be used; trying again won't help.
+    Usage(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// Ends a program: prints the failure, once, and gives the exit code.
+pub fn finish(result: Result<(), Failure>) -> ExitCode {
+    let (error, code) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Negative) => return ExitCode::FAILURE,
+        Err(Failure::Error(error)) => (error, ExitCode::FAILURE),
+        Err(Failure::Usage(error)) => (error, ExitCode::from(2)),
+    };
+    let mut causes = std::iter::successors(Some(&*error as &(dyn std::error::Error + 'static)), |error| error.source());
+    // Faults in a file are shown with their lines.
+    if let Some(problems) = causes.find_map(|cause| cause.downcast_ref::<Problems>()) {
+        eprintln!("{}", problems.render(styled()));
+    } else {
+        eprintln!("error: {}", machines::errors::chain(&*error));
+    }
+    code
+}
+
+/// Whether messages have colours: on a terminal, unless `NO_COLOR` is set.
+pub fn styled() -> Styled {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if wanted && std::io::stderr().is_terminal() { Styled::Yes } else { Styled::No }
+}
+
+/// Prints a line of the result. A reader that went away (`| head`) ends the program as a signal would.
+pub fn line(text: impl Display) {
+    let mut output = std::io::stdout().lock();
+    if let Err(error) = writeln!(output, "{text}").and_then(|()| output.flush()) {
+        drop(output);
+        end_without_output(&error);
+    }
+}
+
+/// Prints bytes of the result as they are.
+pub fn raw(bytes: &[u8]) {
+    let mut output = std::io::stdout().lock();
+    if let Err(error) = output.write_all(bytes).and_then(|()| output.flush()) {
+        drop(output);
+        end_without_output(&error);
+    }
+}
+
+/// A result that nobody can read is no success: a script that asks for the exit code must not take it for one.
+#[expect(clippy::exit, reason = "there is no way to go on without the output")]
+fn end_without_output(error: &std::io::Error) {
+    /// 128 and the number of SIGPIPE, as shells show a program that this signal ended.
+    const BROKEN_PIPE: i32 = 141;
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        std::process::exit(BROKEN_PIPE);
+    }
+    eprintln!("error: could not write the result: {error}");
+    std::process::exit(1);
+}
+
+/// Prints the result of a sync pass: what keeps the node from its desired state, and that it has converged or not.
+pub fn converged_unless(complaints: &[String]) -> Result<(), Failure> {
+    for complaint in complaints {
+        note(complaint);
+    }
+    if complaints.is_empty() {
+        line("converged");
+        return Ok(());
+    }
+    line("not converged");
+    Err(Failure::Negative)
+}
+
+/// Prints a JSON document, readable.
+pub fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    line(serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Prints a message for people to standard error.
+pub fn note(text: impl Display) {
+    eprintln!("{text}");
+}
+
+/// Prints a warning to standard error.
+pub fn warn(text: impl Display) {
+    eprintln!("warning: {text}");
+}

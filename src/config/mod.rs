@@ -1,0 +1,352 @@
+//! The daemon's settings: file and environment → raw shape → the validated settings of the rooms below. Only programs
+//! use this room; every other takes its own settings and nothing else.
+
+mod environment;
+mod raw;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::archive::{FetchSettings, Limits};
+use crate::kv::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Secret, Target, Tls};
+use crate::machine::problem::{Place, Problem, Problems};
+use crate::names::Identity;
+use crate::spec::Trust;
+use crate::suggest::nearest;
+
+pub use environment::KEYS;
+
+/// Where settings are read from unless `--config` says otherwise; that it is missing is fine.
+pub const DEFAULT_PATH: &str = "/etc/machines/machinesd.toml";
+
+const MAXIMUM_BYTES: u64 = 1024 * 1024;
+
+/// Settings in which every value has been checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// `None`: the host's name.
+    pub identity: Option<Identity>,
+    pub state_dir: PathBuf,
+    pub local_dir: PathBuf,
+    pub facts: Vec<PathBuf>,
+    pub kv: ConnectionSettings,
+    pub sync: Sync,
+    pub trust: Trust,
+    pub fetch: FetchSettings,
+    pub archive: Limits,
+    pub socket: PathBuf,
+    pub log: Log,
+}
+
+/// How the specification is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sync {
+    pub enabled: bool,
+    pub bucket: String,
+    pub key: String,
+    pub interval: Duration,
+    pub manage_interval: Duration,
+    pub purge_unknown: bool,
+    pub hold_removals_over_percent: u8,
+}
+
+/// How the daemon logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: tracing::Level,
+}
+
+/// The form of log lines on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Settings that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("could not read the settings")]
+    Read(#[source] crate::fs::FileError),
+    #[error("the settings are not valid")]
+    Invalid(#[source] Problems),
+    #[error("environment variable {variable}: {reason}")]
+    Environment { variable: String, reason: String },
+}
+
+/// A file that must be there, or the default one that need not.
+#[derive(Debug, Clone)]
+pub enum File {
+    Required(PathBuf),
+    Default,
+}
+
+impl Settings {
+    /// Reads the file, lays the `MACHINESD_*` variables over it and validates the result; `compiled_in` is the public
+    /// key that is in the binary.
+    ///
+    /// # Errors
+    /// Every fault of the file, each with its place; or the first fault of a variable, with its name.
+    pub fn load(
+        file: &File,
+        variables: impl Iterator<Item = (String, String)>,
+        compiled_in: Option<&str>,
+    ) -> Result<Self, ConfigError> {
+        let (path, text) = match file {
+            File::Required(path) => {
+                (path.clone(), crate::fs::read_text(path, MAXIMUM_BYTES).map_err(ConfigError::Read)?)
+            }
+            File::Default => {
+                let path = PathBuf::from(DEFAULT_PATH);
+                match crate::fs::read_text(&path, MAXIMUM_BYTES) {
+                    Ok(text) => (path, text),
+                    Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => (path, String::new()),
+                    Err(error) => return Err(ConfigError::Read(error)),
+                }
+            }
+        };
+        Self::parse(&path, &text, variables, compiled_in)
+    }
+
+    /// As [`Settings::load`], from a text; `path` is for messages.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        variables: impl Iterator<Item = (String, String)>,
+        compiled_in: Option<&str>,
+    ) -> Result<Self, ConfigError> {
+        let invalid = |problems| ConfigError::Invalid(Problems::new(path, text, problems));
+        // The file by itself first, so that its faults come with their place.
+        let parsed: Result<raw::File, _> = toml::from_str(text);
+        parsed.map_err(|error| invalid(vec![problem_of(text, &error)]))?;
+        let variables: Vec<_> = variables.collect();
+        let mut table: toml::Table = toml::from_str(text).map_err(|error| invalid(vec![problem_of(text, &error)]))?;
+        environment::overlay(&mut table, variables.iter().cloned())?;
+        let raw: raw::File = table.try_into().map_err(|error: toml::de::Error| ConfigError::Environment {
+            variable: "MACHINESD_*".to_owned(),
+            reason: error.message().to_owned(),
+        })?;
+        let mut problems = Vec::new();
+        let mut overlaid = None;
+        let settings = validate(raw, compiled_in, &mut |section, key, message| {
+            let variable = environment::variable(section, key);
+            if variables.iter().any(|(name, _)| *name == variable) {
+                // The file is not to blame.
+                overlaid.get_or_insert(ConfigError::Environment { variable, reason: message });
+                return;
+            }
+            problems.push(Problem::new(place_of(text, section, key), format!("{key}: {message}")));
+        });
+        if let Some(error) = overlaid {
+            return Err(error);
+        }
+        match settings {
+            Some(settings) if problems.is_empty() => Ok(settings),
+            _ => Err(invalid(problems)),
+        }
+    }
+}
+
+fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&str, &str, String)) -> Option<Settings> {
+    let identity = raw.identity.as_deref().map(Identity::new).transpose();
+    let identity = identity.map_err(|error| fault("", "identity", error.to_string())).ok();
+    for (key, path) in [("state_dir", &raw.state_dir), ("local_dir", &raw.local_dir)] {
+        if !path.is_absolute() {
+            fault("", key, format!("{} is not an absolute path", path.display()));
+        }
+    }
+    let kv = connection(&raw.kv, &raw.state_dir, fault);
+    let trust = Trust::with_compiled_in(compiled_in, &raw.trust.public_keys);
+    let trust = trust.map_err(|error| fault("trust", "public_keys", error.to_string())).ok();
+    let sync = sync(raw.sync, fault);
+    let proxy = raw.fetch.proxy.as_deref().map(url::Url::parse).transpose();
+    let proxy = proxy.map_err(|error| fault("fetch", "proxy", error.to_string())).ok();
+    for (key, value) in [
+        ("archive_bytes", raw.archive.archive_bytes),
+        ("expanded_bytes", raw.archive.expanded_bytes),
+        ("expansion_ratio", raw.archive.expansion_ratio),
+    ] {
+        if value == 0 {
+            fault("archive", key, "must be at least 1".to_owned());
+        }
+    }
+    let level = raw.log.level.parse();
+    let level = level.map_err(|_| fault("log", "level", "use error, warn, info, debug or trace".to_owned())).ok();
+    Some(Settings {
+        identity: identity?,
+        kv: kv?,
+        sync: sync?,
+        trust: trust?,
+        fetch: FetchSettings {
+            proxy: proxy?,
+            ca: raw.fetch.ca,
+            deadline: raw.fetch.deadline,
+            minimum_rate_bytes_per_second: raw.fetch.minimum_rate,
+            maximum_bytes: raw.archive.archive_bytes,
+            ..FetchSettings::default()
+        },
+        archive: Limits {
+            archive_bytes: raw.archive.archive_bytes,
+            expanded_bytes: raw.archive.expanded_bytes,
+            expansion_ratio: raw.archive.expansion_ratio,
+            entries: raw.archive.entries,
+            depth: raw.archive.depth,
+            component_bytes: raw.archive.component_bytes,
+        },
+        state_dir: raw.state_dir,
+        local_dir: raw.local_dir,
+        facts: raw.facts,
+        socket: raw.control.socket,
+        log: Log {
+            format: match raw.log.format {
+                raw::LogFormat::Text => LogFormat::Text,
+                raw::LogFormat::Json => LogFormat::Json,
+            },
+            level: level?,
+        },
+    })
+}
+
+fn sync(raw: raw::Sync, fault: &mut dyn FnMut(&str, &str, String)) -> Option<Sync> {
+    if let Err(error) = crate::kv::check_bucket(&raw.bucket) {
+        fault("sync", "bucket", error.to_string());
+    }
+    if let Err(error) = crate::kv::check_key(&raw.key) {
+        fault("sync", "key", error.to_string());
+    }
+    for (key, interval) in [("interval", raw.interval), ("manage_interval", raw.manage_interval)] {
+        if interval < Duration::from_secs(1) {
+            fault("sync", key, "must be at least 1s".to_owned());
+        }
+    }
+    let percent = raw.hold_removals_over.strip_suffix('%').and_then(|number| number.trim().parse::<u8>().ok());
+    let percent = percent.filter(|percent| *percent <= 100);
+    if percent.is_none() {
+        let message = format!("{:?} is not a percentage from 0% to 100%", raw.hold_removals_over);
+        fault("sync", "hold_removals_over", message);
+    }
+    Some(Sync {
+        enabled: raw.enabled,
+        bucket: raw.bucket,
+        key: raw.key,
+        interval: raw.interval,
+        manage_interval: raw.manage_interval,
+        purge_unknown: raw.purge_unknown,
+        hold_removals_over_percent: percent?,
+    })
+}
+
+fn connection(
+    raw: &raw::Kv,
+    state_dir: &Path,
+    fault: &mut dyn FnMut(&str, &str, String),
+) -> Option<ConnectionSettings> {
+    if raw.url == "local" {
+        let given = [
+            ("creds", raw.creds.is_some()),
+            ("nkey", raw.nkey.is_some()),
+            ("user", raw.user.is_some()),
+            ("password", raw.password.is_some()),
+            ("token", raw.token.is_some()),
+            ("ca", raw.ca.is_some()),
+            ("cert", raw.cert.is_some()),
+            ("key", raw.key.is_some()),
+            ("context", raw.context.is_some()),
+        ];
+        for (key, _) in given.into_iter().filter(|(_, given)| *given) {
+            let remedy = "set url under [kv] to that of a NATS server, or remove this";
+            fault("kv", key, format!("the embedded store (url = \"local\") makes no use of it; {remedy}"));
+        }
+        return Some(ConnectionSettings::local(state_dir.join("kv.db"), CreateDatabase::Yes));
+    }
+    let target = match Target::parse(&raw.url) {
+        Ok(target) => target,
+        Err(error) => {
+            fault("kv", "url", error.to_string());
+            return None;
+        }
+    };
+    if raw.password.is_some() && raw.user.is_none() {
+        let message = "a password needs a user as well; set kv.user or MACHINESD_KV_USER, or remove the password";
+        fault("kv", "password", message.to_owned());
+    }
+    let given = [raw.creds.is_some(), raw.nkey.is_some(), raw.user.is_some(), raw.token.is_some()];
+    if given.into_iter().filter(|given| *given).count() > 1 {
+        fault("kv", "url", "only one of creds, nkey, user and token can be used".to_owned());
+    }
+    let credentials = match (&raw.creds, &raw.nkey, &raw.user, &raw.token) {
+        (Some(path), ..) => Credentials::CredentialsFile(path.clone()),
+        (_, Some(nkey), ..) => Credentials::Nkey(Nkey::from_text(nkey)),
+        (_, _, Some(user), _) => match &raw.password {
+            Some(password) => Credentials::UserPassword { user: user.clone(), password: Secret::new(password.clone()) },
+            None => {
+                fault(
+                    "kv",
+                    "user",
+                    "a user needs a password as well; set kv.password or MACHINESD_KV_PASSWORD".to_owned(),
+                );
+                Credentials::None
+            }
+        },
+        (.., Some(token)) => Credentials::Token(Secret::new(token.clone())),
+        _ => Credentials::None,
+    };
+    let tls = Tls { ca: raw.ca.clone(), certificate: raw.cert.clone(), key: raw.key.clone() };
+    let mut settings = ConnectionSettings {
+        credentials,
+        tls,
+        name: "machinesd".to_owned(),
+        create_database: CreateDatabase::Yes,
+        ..ConnectionSettings::new(target)
+    };
+    if let Some(context) = &raw.context
+        && let Err(error) = settings.use_context(context, &|name| std::env::var(name).ok())
+    {
+        fault("kv", "context", error.to_string());
+    }
+    Some(settings)
+}
+
+fn problem_of(text: &str, error: &toml::de::Error) -> Problem {
+    let place = error.span().map(|span| place_at(text, span.start));
+    // "unknown field `a`, expected one of `b`, `c`"
+    if let Some(rest) = error.message().strip_prefix("unknown field `")
+        && let Some((unknown, expected)) = rest.split_once('`')
+    {
+        let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        let problem = Problem::new(place, format!("unknown key {unknown:?}"));
+        return match nearest(unknown, known.iter().copied()) {
+            Some(meant) => problem.help(format!("did you mean {meant:?}?")),
+            None => problem.help(format!("known are: {}", known.join(", "))),
+        };
+    }
+    Problem::new(place, error.message().replace('\n', ", "))
+}
+
+fn place_at(text: &str, offset: usize) -> Place {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let column = before.get(line_start..).unwrap_or_default().chars().count() + 1;
+    Place { line: before.matches('\n').count() + 1, column }
+}
+
+/// The line of a key in its section; a value from the environment has none.
+fn place_of(text: &str, section: &str, key: &str) -> Option<Place> {
+    let mut current = "";
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if let Some(header) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+            current = header.trim();
+        } else if current == section && line.split('=').next().is_some_and(|name| name.trim() == key) {
+            return Some(Place { line: index + 1, column: 1 });
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Settings from texts and variables, good and bad.
+
+use super::*;
+
+const PACKAGED: &str = include_str!("../../packager/machinesd.toml");
+
+fn parse(text: &str) -> Result<Settings, ConfigError> {
+    Settings::parse(Path::new("machinesd.toml"), text, std::iter::empty(), None)
+}
+
+fn message(text: &str) -> String {
+    crate::errors::chain(&parse(text).unwrap_err())
+}
+
+#[test]
+fn the_packaged_file_shows_every_key_with_its_default() {
+    assert_eq!(parse(PACKAGED).unwrap(), parse("").unwrap(), "a default in the file differs from the code");
+    for (section, key, _) in KEYS {
+        let mut current = "";
+        let found = PACKAGED.lines().any(|line| {
+            if let Some(header) = line.strip_prefix('[') {
+                current = header.split(']').next().unwrap();
+            }
+            current == *section && line.trim_start_matches("# ").starts_with(&format!("{key} ="))
+        });
+        assert!(found, "packager/machinesd.toml does not show {key} under [{section}]");
+    }
+}
+
+#[test]
+fn the_environment_wins_over_the_file() {
+    let variables = [
+        ("MACHINESD_IDENTITY", "web1"),
+        ("MACHINESD_KV_URL", "nats://a:4222"),
+        ("MACHINESD_SYNC_PURGE_UNKNOWN", "false"),
+        ("MACHINESD_FACTS", "/a.json, /b.json"),
+        ("MACHINESD_ARCHIVE_ENTRIES", "5"),
+        ("PATH", "ignored"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let text = "identity = \"other\"\n[sync]\ninterval = \"5s\"\n";
+    let settings = Settings::parse(Path::new("a"), text, variables.into_iter(), None).unwrap();
+    assert_eq!(settings.identity.unwrap().as_str(), "web1");
+    assert!(!settings.sync.purge_unknown);
+    assert_eq!(settings.sync.interval, Duration::from_secs(5));
+    assert_eq!(settings.facts.len(), 2);
+    assert_eq!(settings.archive.entries, 5);
+    assert_eq!(settings.kv.target.display(), "nats://a:4222");
+}
+
+#[test]
+fn a_variable_that_names_nothing_is_refused() {
+    let variables = [("MACHINESD_KV_ULR".to_owned(), "x".to_owned())];
+    let error = Settings::parse(Path::new("a"), "", variables.into_iter(), None).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "environment variable MACHINESD_KV_ULR: there is no such setting; did you mean MACHINESD_KV_URL?"
+    );
+}
+
+#[test]
+fn a_fault_of_a_variable_is_not_blamed_on_the_file() {
+    let variables = [("MACHINESD_SYNC_INTERVAL".to_owned(), "0s".to_owned())];
+    let text = "[sync]\ninterval = \"5s\"\n";
+    let error = Settings::parse(Path::new("a"), text, variables.into_iter(), None).unwrap_err();
+    assert_eq!(error.to_string(), "environment variable MACHINESD_SYNC_INTERVAL: must be at least 1s");
+}
+
+#[test]
+fn a_variable_of_the_wrong_form_is_named() {
+    let fault = |name: &str, value: &str| {
+        let variables = [("MACHINESD_SYNC_KEY", "k"), (name, value), ("MACHINESD_SYNC_BUCKET", "B")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Settings::parse(Path::new("a"), "", variables.into_iter(), None).unwrap_err().to_string()
+    };
+    let message = fault("MACHINESD_SYNC_INTERVAL", "soon");
+    assert!(
+        message.starts_with("environment variable MACHINESD_SYNC_INTERVAL: \"soon\" is not a duration"),
+        "{message}"
+    );
+    let message = fault("MACHINESD_LOG_FORMAT", "xml");
+    assert!(message.starts_with("environment variable MACHINESD_LOG_FORMAT: ") && message.contains("xml"), "{message}");
+}
+
+#[test]
+fn a_login_that_would_not_be_used_is_refused() {
+    let password = message("[kv]\nurl = \"nats://a\"\npassword = \"p\"\n");
+    assert!(password.contains("machinesd.toml:3:1: password: a password needs a user as well"), "{password}");
+    for key in ["creds", "nkey", "user", "password", "token", "ca", "cert", "key", "context"] {
+        let message = message(&format!("[kv]\nurl = \"local\"\n{key} = \"x\"\n"));
+        assert!(message.contains(&format!("machinesd.toml:3:1: {key}: the embedded store")), "{message}");
+        assert!(message.contains("set url under [kv]"), "{message}");
+    }
+}
+
+#[test]
+fn faults_come_with_their_place() {
+    assert!(
+        message("identiy = \"a\"\n")
+            .contains("machinesd.toml:1:1: unknown key \"identiy\" (did you mean \"identity\"?)")
+    );
+    assert!(message("[sync]\ninterval = \"5\"\n").contains("machinesd.toml:2:12: \"5\" is not a duration"));
+    assert!(message("[sync]\n\ninterval = \"5ms\"\n").contains("machinesd.toml:3:1: interval: must be at least 1s"));
+    assert!(message("[sync]\nhold_removals_over = \"150%\"\n").contains("not a percentage"));
+    assert!(message("[kv]\nurl = \"http://a\"\n").contains("machinesd.toml:2:1: url: "));
+    assert!(message("[kv]\nurl = \"nats://a\"\nuser = \"u\"\n").contains("needs a password"));
+    assert!(message("[kv]\nurl = \"nats://a\"\ntoken = \"t\"\ncreds = \"/c\"\n").contains("only one of"));
+    assert!(message("state_dir = \"relative\"\n").contains("not an absolute path"));
+    assert!(message("[log]\nlevel = \"loud\"\n").contains("use error, warn"));
+    assert!(message("[trust]\npublic_keys = [\"abc\"]\n").contains("machinesd.toml:2:1: public_keys: "));
+}
+
+#[test]
+fn the_worlds_example_key_is_refused() {
+    let text = "[trust]\npublic_keys = [\"64031219d4922eed63a5f567303e98607c632139c01bc9fa4ca2514c2d9d30da\"]\n";
+    assert!(message(text).contains("example"), "{}", message(text));
+}
+
+#[test]
+fn a_compiled_in_key_cannot_be_weakened() {
+    let key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"; // RFC 8032, test 1
+    let parse = |text| Settings::parse(Path::new("a"), text, std::iter::empty(), Some(key));
+    assert!(matches!(parse("").unwrap().trust, Trust::Keys(keys) if keys.len() == 1));
+    let other = "[trust]\npublic_keys = [\"3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c\"]\n";
+    assert!(parse(other).is_err());
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let settings = parse(
+        "[kv]\nurl = \"nats://a\"\nuser = \"u\"\npassword = \"hunter2\"\n\
+         [fetch]\nproxy = \"http://me:hunter2@proxy:3128\"\n",
+    );
+    let shown = format!("{:?}", settings.unwrap());
+    assert!(!shown.contains("hunter2"), "{shown}");
+    assert!(shown.contains("http://proxy:3128"), "{shown}");
+}

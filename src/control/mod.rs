@@ -1,0 +1,96 @@
+//! The local API: HTTP and JSON on a Unix socket that only its owner may open. `server` answers in the daemon; `client`
+//! is what `machinesd status` and the like speak with.
+
+pub mod client;
+pub mod server;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::host::Report;
+use crate::journal::Record;
+use crate::kv::Connection;
+use crate::names::{Identity, MachineName};
+use crate::sync::{MachineStatus, Pass, SyncStatus};
+
+/// What `GET /v1/status` answers.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub identity: Identity,
+    /// Of the daemon.
+    pub version: &'static str,
+    pub started: Timestamp,
+    pub store: Connection,
+    /// `None` where no specification is followed.
+    pub sync: Option<SyncStatus>,
+    pub machines: Vec<Report>,
+}
+
+/// What `POST /v1/transition` takes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransitionRequest {
+    /// Name, path or instance id.
+    pub machine: String,
+    pub event: String,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TransitionAnswer {
+    pub state: String,
+}
+
+/// What `POST /v1/sync` takes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncRequest {
+    pub removals: RemovalConsent,
+}
+
+/// Whether a pass may make removals that are held otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RemovalConsent {
+    Guarded,
+    Allowed,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SyncAnswer {
+    pub converged: bool,
+    /// What keeps the node from its desired state, one line each.
+    pub complaints: Vec<String>,
+}
+
+impl From<&Pass> for SyncAnswer {
+    fn from(pass: &Pass) -> Self {
+        Self { converged: pass.converged(), complaints: pass.complaints() }
+    }
+}
+
+/// What `GET /v1/why/NAME` answers: everything that is known of one machine.
+#[derive(Debug, Serialize)]
+pub struct Why {
+    pub name: MachineName,
+    pub follows: Follows,
+    pub sync: Option<MachineStatus>,
+    pub host: Option<Report>,
+    /// What happened with it lately, newest first.
+    pub journal: Vec<Record>,
+}
+
+/// Whether the node follows a specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Follows {
+    Specification,
+    Nothing,
+}
+
+/// What a refused request answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    pub error: String,
+}

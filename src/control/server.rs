@@ -1,0 +1,266 @@
+//! Answers on the control socket. Who may open it may command the node's machines, so it is its owner's alone.
+
+use std::convert::Infallible;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
+
+use crate::events::Bus;
+use crate::fs::FileError;
+use crate::host::HostHandle;
+use crate::journal::{DatabaseError, Journal, Record, Scope};
+use crate::kv::Store;
+use crate::names::{Identity, MachineName};
+use crate::spec::Trust;
+use crate::sync::{Purge, Reconciler, Removals, nothing_published};
+
+use super::{
+    Follows, Refusal, RemovalConsent, Status, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest, Why,
+};
+
+/// Connections at one time; further ones wait.
+const MAXIMUM_CONNECTIONS: usize = 32;
+const MAXIMUM_REQUEST_BYTES: usize = 64 * 1024;
+/// So many journal records of a machine are told.
+const RECORDS_TOLD: u32 = 10;
+const HEADER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the server can tell and do.
+pub struct Api {
+    pub identity: Identity,
+    pub started: Timestamp,
+    pub store: Arc<dyn Store>,
+    pub host: HostHandle,
+    pub bus: Bus,
+    pub journal: Journal,
+    pub sync: Option<SyncApi>,
+}
+
+/// How a pass is made on request.
+pub struct SyncApi {
+    pub reconciler: Arc<Reconciler>,
+    pub bucket: String,
+    pub key: String,
+    pub trust: Trust,
+    pub purge: Purge,
+}
+
+/// Why the socket can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("another machinesd answers at {}; stop it, or give this one another socket", socket.display())]
+    InUse { socket: PathBuf },
+    #[error("{} is not a socket; move it aside, or set [control] socket to another path", socket.display())]
+    NotASocket { socket: PathBuf },
+    #[error("could not prepare the control socket")]
+    Prepare(#[source] FileError),
+    #[error("could not listen at {}", socket.display())]
+    Bind { socket: PathBuf, source: std::io::Error },
+}
+
+/// The socket, listened at. The file is removed when dropped.
+pub struct Listener {
+    listener: UnixListener,
+    socket: PathBuf,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        _ = crate::fs::remove_file(&self.socket);
+    }
+}
+
+/// Listens at the socket; one that a dead daemon left is replaced.
+///
+/// # Errors
+/// When another daemon answers there, or the socket can't be made.
+pub async fn listen(socket: &Path) -> Result<Listener, ServeError> {
+    if UnixStream::connect(socket).await.is_ok() {
+        return Err(ServeError::InUse { socket: socket.to_owned() });
+    }
+    if let Some(directory) = socket.parent() {
+        crate::fs::create_directory(directory, 0o755).map_err(ServeError::Prepare)?;
+    }
+    if std::fs::symlink_metadata(socket).is_ok_and(|metadata| !metadata.file_type().is_socket()) {
+        return Err(ServeError::NotASocket { socket: socket.to_owned() });
+    }
+    crate::fs::remove_file(socket).map_err(ServeError::Prepare)?;
+    let bind = |source| ServeError::Bind { socket: socket.to_owned(), source };
+    let listener = UnixListener::bind(socket).map_err(bind)?;
+    let listener = Listener { listener, socket: socket.to_owned() };
+    crate::fs::set_mode(socket, 0o600).map_err(ServeError::Prepare)?;
+    Ok(listener)
+}
+
+/// Answers until dropped.
+pub async fn serve(listener: Listener, api: Arc<Api>) {
+    let places = Arc::new(Semaphore::new(MAXIMUM_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("control socket: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let api = Arc::clone(&api);
+        while connections.try_join_next().is_some() {}
+        // They end with the server: after a reload nothing may go on with the keys of before.
+        connections.spawn(async move {
+            let service = service_fn(move |request| answer(Arc::clone(&api), request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!("control connection: {error}");
+            }
+            drop(place);
+        });
+    }
+}
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
+    *response.status_mut() = status;
+    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
+    response
+}
+
+fn refuse(status: StatusCode, error: impl Into<String>) -> Response<Body> {
+    json(status, &Refusal { error: error.into() })
+}
+
+async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    Ok(match (request.method(), path.as_str()) {
+        (&Method::GET, "/v1/status") => json(StatusCode::OK, &status(&api)),
+        (&Method::GET, "/v1/events") => events(&api),
+        (&Method::GET, path) if path.starts_with("/v1/why/") => why(&api, path.trim_start_matches("/v1/why/")).await,
+        (&Method::POST, "/v1/transition") => match body(request).await {
+            Ok(request) => transition(&api, request).await,
+            Err(response) => response,
+        },
+        (&Method::POST, "/v1/sync") => match body(request).await {
+            Ok(request) => sync(&api, &request).await,
+            Err(response) => response,
+        },
+        (method, path) => refuse(StatusCode::NOT_FOUND, format!("there is no {method} {path}")),
+    })
+}
+
+async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Response<Body>> {
+    let bytes = Limited::new(request.into_body(), MAXIMUM_REQUEST_BYTES).collect().await;
+    let bytes = bytes.map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?.to_bytes();
+    serde_json::from_slice(&bytes).map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))
+}
+
+fn status(api: &Api) -> Status {
+    Status {
+        identity: api.identity.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        started: api.started,
+        store: api.store.connection(),
+        sync: api.sync.as_ref().map(|sync| sync.reconciler.status()),
+        machines: api.host.reports(),
+    }
+}
+
+async fn why(api: &Api, name: &str) -> Response<Body> {
+    let name = match MachineName::new(name) {
+        Ok(name) => name,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),
+    };
+    let sync = api.sync.as_ref().map(|sync| sync.reconciler.status());
+    let sync = sync.and_then(|status| status.machines.get(name.as_str()).cloned());
+    let runs = |report: &crate::host::Report| {
+        report.machine.as_ref().is_some_and(|machine| machine.name == name)
+            || report.path.file_name().is_some_and(|file| file == name.as_str())
+    };
+    let host = api.host.reports().into_iter().find(runs);
+    let journal = match lately(&api.journal, &name).await {
+        Ok(journal) => journal,
+        Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, crate::errors::chain(&error)),
+    };
+    // Of a machine that was removed the journal knows when and why.
+    if sync.is_none() && host.is_none() && journal.is_empty() {
+        let error = format!("this node knows no machine {name}: neither the specification nor a directory has it");
+        return refuse(StatusCode::NOT_FOUND, error);
+    }
+    let follows = if api.sync.is_some() { Follows::Specification } else { Follows::Nothing };
+    json(StatusCode::OK, &Why { name, follows, sync, host, journal })
+}
+
+async fn lately(journal: &Journal, name: &MachineName) -> Result<Vec<Record>, DatabaseError> {
+    let (journal, name) = (journal.clone(), name.clone());
+    let read = tokio::task::spawn_blocking(move || journal.recent(Scope::Machine(&name), RECORDS_TOLD));
+    // It fails only while the daemon ends.
+    read.await.unwrap_or_else(|_| Ok(Vec::new()))
+}
+
+async fn transition(api: &Api, request: TransitionRequest) -> Response<Body> {
+    match api.host.transition(&request.machine, &request.event).await {
+        Ok(state) => json(StatusCode::OK, &TransitionAnswer { state: state.to_string() }),
+        Err(error) => refuse(StatusCode::CONFLICT, error.to_string()),
+    }
+}
+
+/// One pass with the value that the store has now.
+async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
+    let Some(sync) = &api.sync else {
+        return refuse(StatusCode::CONFLICT, "this daemon follows no specification ([sync] enabled = false)");
+    };
+    let removals = match request.removals {
+        RemovalConsent::Guarded => Removals::Guarded,
+        RemovalConsent::Allowed => Removals::Allowed,
+    };
+    let entry = match api.store.bucket(&sync.bucket) {
+        Ok(bucket) => bucket.get(&sync.key).await,
+        Err(error) => Err(error),
+    };
+    match entry {
+        Ok(Some(entry)) => {
+            sync.reconciler.retry_now();
+            let pass = sync.reconciler.reconcile(&entry.value, &sync.trust, sync.purge, removals).await;
+            json(StatusCode::OK, &SyncAnswer::from(&pass))
+        }
+        Ok(None) => refuse(StatusCode::CONFLICT, nothing_published(&sync.bucket, &sync.key)),
+        Err(error) => refuse(StatusCode::CONFLICT, crate::errors::chain(&error)),
+    }
+}
+
+fn events(api: &Api) -> Response<Body> {
+    let stream = futures_util::stream::unfold(api.bus.listen(), |mut receiver| async move {
+        loop {
+            match receiver.recv().await {
+                Ok(event) => {
+                    let line = Bytes::from(format!("{}\n", event.cloud_event()));
+                    return Some((Ok(Frame::data(line)), receiver));
+                }
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    });
+    Response::new(BodyExt::boxed_unsync(StreamBody::new(stream)))
+}

@@ -1,0 +1,84 @@
+//! Match expressions: parse with limits, evaluate with a trace of what each function call returned.
+//!
+//! The language is the reference's, expr (<https://expr-lang.org>), without what makes its cost unbounded: closures,
+//! ranges, `let`, pipes, slices and methods. Operators: `&& || ! and or not == != < <= > >= in matches contains
+//! startsWith endsWith + - * / % ** ?? ?:`; literals: numbers, strings in `'`, `"` and backticks, arrays, maps.
+//! Functions: those of [`Scope::MATCH`]. Whatever is not understood whole is an error with its place.
+
+mod error;
+mod evaluate;
+mod functions;
+mod lexer;
+pub mod limits;
+mod parser;
+mod pattern;
+mod tree;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::node::Node;
+
+pub use error::{ExpressionError, Problem};
+pub use functions::{Function, Scope};
+
+/// A parsed and checked `match` expression; the empty one is true on every node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct MatchExpression {
+    source: Arc<str>,
+    /// `None` when the text is blank.
+    tree: Option<Arc<tree::Tree>>,
+}
+
+/// What an evaluation gave, and every function call on the way to it.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// Only a boolean counts as an answer; all else is an error, never "no match".
+    pub result: Result<bool, ExpressionError>,
+    pub calls: Vec<Call>,
+}
+
+/// One function call: `identity("^web")` returned `true`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub call: String,
+    pub returned: String,
+}
+
+impl MatchExpression {
+    /// Reads and checks an expression. Names, argument counts, literal arguments and literal regular expressions are
+    /// checked here, so that only what depends on the node is left to [`Self::evaluate`].
+    ///
+    /// # Errors
+    /// The first problem, with its place.
+    pub fn parse(source: &str) -> Result<Self, ExpressionError> {
+        match parser::parse(source, &Scope::MATCH) {
+            Ok(tree) => Ok(Self { source: source.into(), tree: tree.map(Arc::new) }),
+            Err((offset, problem)) => Err(ExpressionError::new(source, offset, problem)),
+        }
+    }
+
+    /// The text as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Evaluates on a node. It looks at the disk (`has_file` and the like), so that it may block for as long as the
+    /// file system does.
+    pub fn evaluate(&self, node: &Node) -> Evaluation {
+        let Some(tree) = &self.tree else {
+            return Evaluation { result: Ok(true), calls: Vec::new() };
+        };
+        let mut evaluator = evaluate::Evaluator::new(node);
+        let result = match evaluator.value(tree) {
+            Ok(value::Value::Boolean(answer)) => Ok(answer),
+            Ok(other) => Err((0, Problem::NotBoolean { value: other.to_string() })),
+            Err(refused) => Err(refused),
+        };
+        let result = result.map_err(|(offset, problem)| ExpressionError::new(&self.source, offset, problem));
+        Evaluation { result, calls: evaluator.into_calls() }
+    }
+}

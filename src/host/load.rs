@@ -1,0 +1,75 @@
+//! From a directory to a machine that can be started, or to the reason why it can't.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::machine::definition::{Definition, FILE_NAME};
+use crate::machine::problem::Problems;
+use crate::machine::runner::{self, Handle};
+use crate::machine::watcher::{Kind, Watcher, build_all};
+use crate::names::MachineName;
+use crate::sync::Lease;
+
+use super::scan::Found;
+use super::{Refusal, Setup, Source};
+
+/// A machine that can be started.
+pub struct Loaded {
+    pub definition: Arc<Definition>,
+    pub directory: PathBuf,
+    /// Keeps the files of a managed machine while it runs.
+    pub lease: Option<Lease>,
+    watchers: Vec<(Kind, Arc<dyn Watcher>)>,
+}
+
+impl Loaded {
+    /// Starts it.
+    pub fn spawn(self, setup: &Setup) -> Handle {
+        runner::spawn(runner::Setup {
+            data_directory: setup.data_directory.join(self.definition.name.as_str()),
+            definition: self.definition,
+            watchers: self.watchers,
+            directory: self.directory,
+            services: Arc::clone(&setup.services),
+            bus: setup.bus.clone(),
+        })
+    }
+}
+
+/// Loads what was found; a managed machine only when it is exactly what was installed.
+pub async fn load(setup: &Setup, source: Source, found: &Found) -> Result<Loaded, Refusal> {
+    let (definition, directory) = match (&found.built_in, source) {
+        (Some(definition), _) => (Arc::clone(definition), setup.data_directory.join(definition.name.as_str())),
+        (None, Source::Managed) => {
+            let name = found.path.file_name().unwrap_or_default().to_string_lossy();
+            let name = MachineName::new(&name).map_err(|error| Refusal::Itself(error.to_string()))?;
+            let sync = setup
+                .services
+                .sync
+                .as_ref()
+                .ok_or_else(|| Refusal::Itself("no specification is managed on this node".to_owned()))?;
+            let directory = sync.verify_for_start(&name).await.map_err(Refusal::Unverified)?;
+            let definition = read(directory.clone()).await.map_err(Refusal::Itself)?;
+            if definition.name != name {
+                let message = format!("its machine.yaml is named \"{}\", its directory \"{name}\"", definition.name);
+                return Err(Refusal::Itself(message));
+            }
+            (definition, directory)
+        }
+        (None, _) => (read(found.path.clone()).await.map_err(Refusal::Itself)?, found.path.clone()),
+    };
+    let watchers = build_all(&definition, setup.kinds)
+        .map_err(|problems| Refusal::Itself(Problems::new(&directory.join(FILE_NAME), "", problems).to_string()))?;
+    let sync = setup.services.sync.as_ref().filter(|_| source == Source::Managed);
+    let lease = sync.and_then(|sync| sync.lease(&directory));
+    Ok(Loaded { definition: Arc::new(definition.without_documents()), directory, lease, watchers })
+}
+
+async fn read(directory: PathBuf) -> Result<Arc<Definition>, String> {
+    let loaded = tokio::task::spawn_blocking(move || Definition::load(&directory)).await;
+    match loaded {
+        Ok(Ok(definition)) => Ok(Arc::new(definition)),
+        Ok(Err(problems)) => Err(problems.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}

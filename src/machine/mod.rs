@@ -1,0 +1,15 @@
+//! A machine: its definition (raw → validated), its states, its data, and the task that runs its watchers. The watcher
+//! trait is here; `watchers` implements it and `host` hands the list of kinds in.
+
+mod brake;
+pub mod data;
+pub mod definition;
+pub mod document;
+pub mod fsm;
+pub mod problem;
+mod reader;
+pub mod runner;
+mod slot;
+pub mod status;
+mod task;
+pub mod watcher;

@@ -1,0 +1,187 @@
+//! The place of one watcher in its machine: when it is due, whether it runs, and what it found last. No I/O.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::names::Label;
+
+use super::definition::WatcherDefinition;
+use super::status::WatcherStatus;
+use super::watcher::{Cause, Kind, Report, Seen, Signal, Watcher};
+
+/// One watcher and its timing.
+pub struct Slot {
+    pub definition: Arc<WatcherDefinition>,
+    pub kind: Kind,
+    pub watcher: Arc<dyn Watcher>,
+    pub signal: Signal,
+    /// Names of the data items that it reads.
+    pub reads: Vec<String>,
+    pub running: Option<AbortHandle>,
+    /// A check that must follow the running one.
+    pending: Option<Cause>,
+    visit: u64,
+    due: Option<Instant>,
+    again: Option<Instant>,
+    announce: Option<Instant>,
+    repeated: bool,
+    outcome: &'static str,
+    run_time: Duration,
+    checks: u64,
+    last_check: Option<Timestamp>,
+    last_error: Option<String>,
+    detail: Option<String>,
+}
+
+impl Slot {
+    /// A watcher that has not been checked yet.
+    pub fn new(definition: Arc<WatcherDefinition>, kind: Kind, watcher: Arc<dyn Watcher>, signal: Signal) -> Self {
+        Self {
+            reads: watcher.reads(),
+            definition,
+            kind,
+            watcher,
+            signal,
+            running: None,
+            pending: None,
+            visit: 0,
+            due: None,
+            again: None,
+            announce: None,
+            repeated: false,
+            outcome: "unknown",
+            run_time: Duration::ZERO,
+            checks: 0,
+            last_check: None,
+            last_error: None,
+            detail: None,
+        }
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        self.definition.interval.or(self.kind.default_interval)
+    }
+
+    /// A state in which the watcher works was entered: it is checked now.
+    pub fn entered(&mut self, now: Instant) {
+        self.announce = self.definition.announce_interval.map(|interval| now + interval);
+    }
+
+    /// A state in which the watcher does not work was entered: nothing is due any more, and what a running check will
+    /// find speaks of an earlier visit.
+    pub fn left(&mut self) {
+        self.visit = self.visit.wrapping_add(1);
+        self.due = None;
+        self.again = None;
+        self.announce = None;
+        self.pending = None;
+    }
+
+    /// Counts the stays in states in which the watcher works; a verdict counts only in the stay that it was made in.
+    pub fn visit(&self) -> u64 {
+        self.visit
+    }
+
+    /// A check must follow the running one. That a state was entered is not forgotten over lesser causes.
+    pub fn postpone(&mut self, cause: Cause) {
+        if self.pending != Some(Cause::Entered) {
+            self.pending = Some(cause);
+        }
+    }
+
+    /// The check that must follow, now that none runs.
+    pub fn take_postponed(&mut self) -> Option<Cause> {
+        if self.running.is_some() { None } else { self.pending.take() }
+    }
+
+    /// When to look at this watcher next.
+    pub fn next(&self) -> Option<Instant> {
+        let check = if self.running.is_some() { None } else { self.due.into_iter().chain(self.again).min() };
+        check.into_iter().chain(self.announce).min()
+    }
+
+    /// Whether a check is due, and why.
+    pub fn due(&self, now: Instant) -> Option<Cause> {
+        if self.again.is_some_and(|again| again <= now) {
+            Some(Cause::Again)
+        } else if self.due.is_some_and(|due| due <= now) {
+            Some(Cause::Interval)
+        } else {
+            None
+        }
+    }
+
+    /// Whether the state is to be announced again; sets the next time.
+    pub fn announce_due(&mut self, now: Instant) -> bool {
+        let due = self.announce.is_some_and(|announce| announce <= now);
+        if due {
+            self.announce = self.definition.announce_interval.map(|interval| now + interval);
+        }
+        due
+    }
+
+    /// A check starts: the interval counts from here. The first repetition comes earlier by a random part of the
+    /// interval, so that a fleet that started together does not poll together.
+    pub fn started(&mut self, now: Instant, running: AbortHandle, random: f64) {
+        self.running = Some(running);
+        self.pending = None;
+        self.again = None;
+        self.due = self.interval().map(|interval| {
+            let spread = if self.repeated { 1.0 } else { 0.5 + random.clamp(0.0, 1.0) / 2.0 };
+            self.repeated = true;
+            now + interval.mul_f64(spread)
+        });
+    }
+
+    /// Takes what a check found.
+    pub fn finished(&mut self, now: Instant, run_time: Duration, report: &Report) {
+        self.running = None;
+        self.again = report.again.map(|again| now + again);
+        self.run_time = run_time;
+        self.checks = self.checks.saturating_add(1);
+        self.last_check = Some(Timestamp::now());
+        self.note(report);
+    }
+
+    /// Takes a report that no check made.
+    pub fn note(&mut self, report: &Report) {
+        self.outcome = report.outcome;
+        self.last_error.clone_from(&report.error);
+        if report.detail.is_some() || report.error.is_some() {
+            self.detail.clone_from(&report.detail);
+        }
+    }
+
+    /// The outcome of the last check.
+    pub fn outcome(&self) -> &'static str {
+        self.outcome
+    }
+
+    /// The fault that the last check found.
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+
+    /// What events tell of the last check.
+    pub fn seen(&self) -> Seen {
+        Seen { outcome: self.outcome, run_time: self.run_time }
+    }
+
+    /// For the status of the machine.
+    pub fn status(&self, state: &Label) -> WatcherStatus {
+        WatcherStatus {
+            name: self.definition.name.clone(),
+            kind: self.kind.name,
+            active: self.definition.is_active_in(state),
+            outcome: self.outcome,
+            checks: self.checks,
+            last_check: self.last_check,
+            last_error: self.last_error.clone(),
+            detail: self.detail.clone(),
+        }
+    }
+}

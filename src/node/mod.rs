@@ -1,0 +1,121 @@
+//! The node as expressions and machines see it: its identity, its facts, and probes of its disk. Facts are the
+//! built-in ones (os, kernel, arch, cpus, memory, addresses) with the facts files merged over them, later files over
+//! earlier ones.
+
+mod addresses;
+mod facts;
+mod hostname;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::names::{Identity, NameError};
+
+/// Where commands are looked for when the daemon has no `PATH`.
+const DEFAULT_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What is known of this node; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub identity: Identity,
+    /// A JSON object.
+    pub facts: Arc<serde_json::Value>,
+    /// Directories in which commands are looked for, in order.
+    pub search_path: Arc<[PathBuf]>,
+}
+
+/// Why a node could not be described.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("could not use this host's name as its identity; set \"identity\" in the settings")]
+    HostName(#[source] NameError),
+    #[error("could not read a facts file")]
+    FactsFile(#[source] crate::fs::FileError),
+    #[error("could not parse facts file {} at line {line}, column {column}: {reason}", path.display())]
+    FactsSyntax { path: PathBuf, line: usize, column: usize, reason: String },
+    #[error("facts file {} holds {found}; it must hold one JSON object, such as {{\"role\": \"web\"}}", path.display())]
+    FactsNotAnObject { path: PathBuf, found: &'static str },
+}
+
+impl Node {
+    /// Describes this host. The identity defaults to the host's fully qualified name, the search path is `PATH`.
+    ///
+    /// A facts file is a JSON object of at most 4 MiB. Objects are merged key by key at every level, later files over
+    /// earlier ones and all of them over the built-in facts; any other value, also an array, replaces what was there.
+    ///
+    /// # Errors
+    /// When the host's name is no identity, or a facts file can't be read or is not a JSON object.
+    pub fn discover(identity: Option<Identity>, facts_files: &[PathBuf]) -> Result<Self, NodeError> {
+        let identity = match identity {
+            Some(identity) => identity,
+            None => Identity::new(&hostname::fully_qualified()).map_err(NodeError::HostName)?,
+        };
+        let mut merged = facts::built_in(&identity);
+        for path in facts_files {
+            facts::merge(&mut merged, facts::read(path)?);
+        }
+        let search_path = match std::env::var_os("PATH") {
+            Some(path) if !path.is_empty() => search_path(&path),
+            _ => search_path(DEFAULT_SEARCH_PATH.as_ref()),
+        };
+        Ok(Self { identity, facts: Arc::new(serde_json::Value::Object(merged)), search_path })
+    }
+
+    /// Whether a regular file is at the path; symbolic links are followed, as the reference does.
+    ///
+    /// # Errors
+    /// When that can't be known, for example for want of permission: this is not the same as "no".
+    pub fn has_file(&self, path: &Path) -> io::Result<bool> {
+        Ok(probe(path)?.is_some_and(|metadata| metadata.is_file()))
+    }
+
+    /// Whether a directory is at the path; symbolic links are followed.
+    ///
+    /// # Errors
+    /// As [`Self::has_file`].
+    pub fn has_directory(&self, path: &Path) -> io::Result<bool> {
+        Ok(probe(path)?.is_some_and(|metadata| metadata.is_dir()))
+    }
+
+    /// Whether an executable regular file of that name is in the search path; an absolute path is looked at itself.
+    ///
+    /// # Errors
+    /// When it is nowhere to be found and one of the places could not be looked at.
+    pub fn has_command(&self, name: &str) -> io::Result<bool> {
+        let executable = |path: &Path| {
+            let metadata = probe(path)?;
+            Ok(metadata.is_some_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0))
+        };
+        if name.is_empty() || name.contains('/') {
+            return if name.starts_with('/') { executable(Path::new(name)) } else { Ok(false) };
+        }
+        let mut unknown = None;
+        for directory in self.search_path.iter() {
+            match executable(&directory.join(name)) {
+                Ok(true) => return Ok(true),
+                Ok(false) => {}
+                Err(error) => unknown = Some(error),
+            }
+        }
+        unknown.map_or(Ok(false), Err)
+    }
+}
+
+/// `None` when nothing is there.
+fn probe(path: &Path) -> io::Result<Option<std::fs::Metadata>> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A relative entry would mean another place in each working directory, so it is left out.
+fn search_path(path: &std::ffi::OsStr) -> Arc<[PathBuf]> {
+    std::env::split_paths(path).filter(|directory| directory.is_absolute()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! Whose specifications a node accepts. In: the settings and the key compiled into the program. Out: the trusted keys.
+
+use super::keys::{KeyError, PublicKey};
+
+/// Whose specifications a node accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// Any, signed or not. Only when no key is configured; warned about at start.
+    Unsigned,
+    /// Those signed by one of these keys. Never empty.
+    Keys(Vec<PublicKey>),
+}
+
+impl Trust {
+    /// Trust in the keys of the settings; an empty list accepts unsigned specifications.
+    ///
+    /// # Errors
+    /// When one of them is malformed, weak, or the example key. One bad key refuses all, since leaving it out could
+    /// leave none.
+    pub fn from_settings(public_keys: &[String]) -> Result<Self, KeyError> {
+        let mut keys = Vec::new();
+        for text in public_keys {
+            let key = trusted(text)?;
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        Ok(if keys.is_empty() { Self::Unsigned } else { Self::Keys(keys) })
+    }
+
+    /// As [`Self::from_settings`], but a key that was compiled in (`option_env!("MACHINES_PUBLIC_KEY")`) is the only
+    /// one: the settings can neither add to it nor do without it.
+    ///
+    /// # Errors
+    /// As there, and when the compiled-in key is bad or the settings name another one.
+    pub fn with_compiled_in(compiled_in: Option<&str>, public_keys: &[String]) -> Result<Self, KeyError> {
+        let Some(compiled_in) = compiled_in else {
+            return Self::from_settings(public_keys);
+        };
+        // An empty variable in a build script must not quietly produce a program that trusts anyone.
+        if compiled_in.trim().is_empty() {
+            return Err(KeyError::CompiledInEmpty);
+        }
+        let key = trusted(compiled_in)?;
+        for text in public_keys {
+            let configured = trusted(text)?;
+            if configured != key {
+                let (compiled_in, configured) = (key.to_hex(), configured.to_hex());
+                return Err(KeyError::CompiledInDiffers { compiled_in, configured });
+            }
+        }
+        Ok(Self::Keys(vec![key]))
+    }
+}
+
+fn trusted(text: &str) -> Result<PublicKey, KeyError> {
+    let key = PublicKey::from_hex(text)?;
+    if key.is_example() { Err(KeyError::Example) } else { Ok(key) }
+}

@@ -1,0 +1,164 @@
+//! Carries out one step of a plan. Each is idempotent and safe to be cut off anywhere.
+//!
+//! What an observer of `machines/<name>` sees when this is cut off after each line, by a crash, a full disk or a
+//! dropped future; the next start removes the staging and the next pass goes on:
+//!
+//! | install, upgrade, repair          | observer                   | left on the disk                          |
+//! |-----------------------------------|----------------------------|-------------------------------------------|
+//! | staging made, archive downloaded  | what was there before      | staging                                   |
+//! | archive's checksum compared       | what was there before      | staging                                   |
+//! | unpacked, verified, flushed       | what was there before      | staging                                   |
+//! | record written                    | what was there before      | staging, a record without a copy          |
+//! | staging renamed into the store    | what was there before      | an unused copy: found and used next time  |
+//! | link renamed                      | the new copy, whole        | an unused old copy, removed after a while |
+//!
+//! Removal is the unlinking of the link: the machine, whole, or none. A repair makes a second copy and never writes
+//! into the first, so a half-repaired machine can't exist either.
+//!
+//! In: a step. Out: done, or why not.
+
+use std::sync::Arc;
+
+use super::memory::{Memory, Turn, blocking};
+use super::plan::Action;
+use super::state::CopyRecord;
+use super::store::{CopyName, Staging};
+use crate::archive::{self, ArchiveError, FetchError};
+use crate::digest::Sha256Digest;
+use crate::fs::FileError;
+use crate::journal::DatabaseError;
+use crate::names::MachineName;
+use crate::spec::{ManagedMachine, Source};
+
+/// Why a step could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// Nothing was unpacked.
+    #[error(
+        "checksum of {from} does not match: expected {}…, got {}…; put the archive that was published there, or \
+         publish the checksum of this one",
+        expected.short(),
+        got.short()
+    )]
+    Checksum {
+        /// The source.
+        from: String,
+        expected: Sha256Digest,
+        got: Sha256Digest,
+    },
+    #[error(transparent)]
+    Unpack(#[from] ArchiveError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The thread that did the work ended without a result.
+    #[error("the work on it was broken off by a fault in machinesd; please report it")]
+    BrokenOff(#[from] tokio::task::JoinError),
+}
+
+/// Carries out an action on a machine. `entry` is what the specification says of it; only a removal goes without.
+pub(super) async fn apply(
+    memory: &Arc<Memory>,
+    turn: &Turn,
+    name: &MachineName,
+    action: &Action,
+    entry: Option<&ManagedMachine>,
+) -> Result<(), StepError> {
+    match (action, entry) {
+        (Action::Install | Action::Upgrade { .. } | Action::Repair { .. }, Some(entry)) => {
+            put_in_place(memory, turn, entry).await
+        }
+        (Action::Remove, _) => {
+            let name = name.clone();
+            let work = move |memory: &Memory| {
+                memory.store.unlink(&name)?;
+                memory.installed_changed();
+                Ok(())
+            };
+            blocking(memory, turn, work).await?
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Lets the machine run from a sound copy of the entry's archive, downloading it when the store has none.
+async fn put_in_place(memory: &Arc<Memory>, turn: &Turn, entry: &ManagedMachine) -> Result<(), StepError> {
+    let (name, checksum, verify_checksum) = (entry.name.clone(), entry.checksum, entry.verify_checksum);
+    let work = move |memory: &Memory| reuse_or_stage(memory, &name, checksum, verify_checksum);
+    let Some(staging) = blocking(memory, turn, work).await?? else { return Ok(()) };
+
+    let fetched = memory.fetcher.fetch(&entry.source, entry.credentials.as_ref(), &staging.archive()).await?;
+    if fetched.digest != entry.checksum {
+        let from = shown(&entry.source);
+        return Err(StepError::Checksum { from, expected: entry.checksum, got: fetched.digest });
+    }
+    let from = shown(&entry.source);
+    tracing::info!(machine = %entry.name, bytes = fetched.bytes, "downloaded {from}: its checksum holds");
+
+    let name = entry.name.clone();
+    let work = move |memory: &Memory| install_staged(memory, &staging, &name, checksum, verify_checksum);
+    blocking(memory, turn, work).await?
+}
+
+/// The source as it may stand in a log: without what can hold a secret.
+fn shown(source: &Source) -> String {
+    match source {
+        Source::Http(url) => {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+        }
+        Source::File(_) | Source::Object { .. } => source.to_string(),
+    }
+}
+
+/// Flips to a copy that the store still has, as after a rollback or after a crash just before the flip. Only one whose
+/// files are exactly right is used; the one that has drifted and is to be repaired is not.
+fn reuse_or_stage(
+    memory: &Memory,
+    name: &MachineName,
+    checksum: Sha256Digest,
+    verify_checksum: Sha256Digest,
+) -> Result<Option<Staging>, StepError> {
+    for copy in memory.store.copies()?.into_iter().filter(|copy| copy.checksum == checksum) {
+        if archive::verify_directory(&memory.store.directory(copy, name), &verify_checksum).is_ok() {
+            run_from(memory, name, copy, verify_checksum)?;
+            return Ok(None);
+        }
+    }
+    Ok(Some(memory.store.stage(name)?))
+}
+
+fn install_staged(
+    memory: &Memory,
+    staging: &Staging,
+    name: &MachineName,
+    checksum: Sha256Digest,
+    verify_checksum: Sha256Digest,
+) -> Result<(), StepError> {
+    let limits = &memory.settings.archive_limits;
+    let unpacked = archive::unpack(&staging.archive(), name, &staging.unpacked(), limits, &verify_checksum)?;
+    tracing::info!(machine = %name, files = unpacked.files, "unpacked: every file is as SHA256SUMS says");
+    let copy = memory.store.next_copy(checksum)?;
+    memory.state.record_copy(copy, CopyRecord { verify_checksum: Some(verify_checksum), unused_since: None })?;
+    memory.store.admit(staging, copy)?;
+    run_from(memory, name, copy, verify_checksum)
+}
+
+/// The record comes before the flip: whoever starts the machine after a crash must know what to verify.
+fn run_from(
+    memory: &Memory,
+    name: &MachineName,
+    copy: CopyName,
+    verify_checksum: Sha256Digest,
+) -> Result<(), StepError> {
+    let record = CopyRecord { verify_checksum: Some(verify_checksum), unused_since: None };
+    if memory.state.copy(copy)? != Some(record) {
+        memory.state.record_copy(copy, record)?;
+    }
+    memory.store.point(name, copy)?;
+    memory.installed_changed();
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! The sync room: makes the machines on this node agree with a signed specification.
+//!
+//! [`plan`] decides (pure), `apply` carries out one step, `store` is the disk, `state` is what is remembered, `status`
+//! is what others are told, `reconcile` is the pass that ties them together, and `account` what is told of it.
+//!
+//! In: the exact bytes of an envelope, whom to trust, and the policies. Out: a [`Pass`], the [`SyncStatus`], a signal
+//! when what is installed changes, and the gate [`Reconciler::verify_for_start`] that the host asks before it runs
+//! anything.
+
+mod account;
+mod apply;
+mod backoff;
+mod lease;
+mod matching;
+mod memory;
+pub mod plan;
+mod reconcile;
+mod state;
+mod status;
+mod store;
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+pub use lease::Lease;
+pub use plan::{Action, HeldRemovals, Purge, Removals};
+pub use status::{
+    MachineOutcome, MachineState, MachineStatus, Outcome, Pass, Refusal, SpecificationStatus, SyncStatus,
+    nothing_published,
+};
+
+use self::backoff::Backoff;
+use self::lease::Leases;
+use self::matching::Matcher;
+use self::memory::{Memory, Stored};
+use self::state::State;
+use self::store::{CopyName, Store};
+use crate::archive::{self, Fetcher};
+use crate::errors::chain;
+use crate::fs::{self, FileError};
+use crate::journal::{DatabaseError, Journal};
+use crate::names::MachineName;
+use crate::node::Node;
+use crate::spec::{self, Trust};
+
+/// How long the lock of the state directory may be held by what a killed daemon left behind.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// The settings of sync.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where `store`, `machines` and the lock are.
+    pub state_dir: PathBuf,
+    /// Bounds of what an archive may hold.
+    pub archive_limits: archive::Limits,
+    /// Bounds of what a specification may ask for.
+    pub specification_limits: spec::Limits,
+    /// Machines that are worked on at the same time.
+    pub parallel_downloads: NonZeroUsize,
+    /// The share of installed machines, in percent, above which removals are held.
+    pub hold_removals_over_percent: u8,
+    /// How long a copy that nothing points at is kept: an old instance may still be stopping, and a rollback within
+    /// this time needs no download.
+    pub keep_unused: Duration,
+    /// The wait after a first failure; it doubles with each further one.
+    pub retry_first: Duration,
+    /// The longest wait after a failure.
+    pub retry_longest: Duration,
+}
+
+impl Settings {
+    /// The defaults for a state directory.
+    pub fn new(state_dir: PathBuf) -> Self {
+        Self {
+            state_dir,
+            archive_limits: archive::Limits::default(),
+            specification_limits: spec::Limits::default(),
+            parallel_downloads: NonZeroUsize::MIN.saturating_add(3),
+            hold_removals_over_percent: 50,
+            keep_unused: Duration::from_mins(10),
+            retry_first: Duration::from_secs(2),
+            retry_longest: Duration::from_mins(5),
+        }
+    }
+}
+
+/// Why sync can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// Another process works on the state directory.
+    #[error(
+        "another machinesd is running on {}: stop it, or give this one another state_dir",
+        state_dir.display()
+    )]
+    Locked {
+        /// The directory.
+        state_dir: PathBuf,
+    },
+    /// The directories can't be made ready.
+    #[error("could not prepare {}", state_dir.display())]
+    Prepare {
+        /// The directory.
+        state_dir: PathBuf,
+        /// What failed.
+        #[source]
+        source: FileError,
+    },
+    /// The state database can't be used.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+/// Keeps the machines of this node as the specification wants them. One per state directory.
+pub struct Reconciler {
+    memory: Arc<Memory>,
+    /// See [`memory::Turn`].
+    turns: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Reconciler {
+    /// Takes the lock of the state directory, removes what an interrupted run left unfinished, and reads what is
+    /// remembered. Changes nothing that runs.
+    ///
+    /// # Errors
+    /// When another process holds the lock, or the directory or the state database can't be used.
+    pub fn open(
+        mut settings: Settings,
+        node: Arc<Node>,
+        fetcher: Arc<Fetcher>,
+        journal: Journal,
+    ) -> Result<Self, SyncError> {
+        let state_dir = settings.state_dir.clone();
+        let prepare = |source| SyncError::Prepare { state_dir: state_dir.clone(), source };
+        fs::create_directory(&settings.state_dir, 0o755).map_err(prepare)?;
+        settings.state_dir = std::path::absolute(&state_dir).unwrap_or_else(|_| state_dir.clone());
+        let lock = take_lock(&settings.state_dir.join("lock")).map_err(prepare)?;
+        let Some(lock) = lock else { return Err(SyncError::Locked { state_dir }) };
+        let store = Store::open(&settings.state_dir).map_err(prepare)?;
+        let state = State::open(journal.database())?;
+        let specification = state.accepted()?.map(|accepted| accepted.status());
+        let status = SyncStatus { specification, machines: state.machines()?, ..SyncStatus::default() };
+        let memory = Memory {
+            matcher: Matcher::default(),
+            leases: Leases::default(),
+            backoff: Mutex::new(Backoff::new(settings.retry_first, settings.retry_longest)),
+            status: Mutex::new(status),
+            machines_stored: Mutex::new(Stored::Unknown),
+            changes: watch::Sender::new(0),
+            settings,
+            node,
+            fetcher,
+            journal,
+            state,
+            store,
+            _lock: lock,
+        };
+        Ok(Self { memory: Arc::new(memory), turns: Arc::default() })
+    }
+
+    /// One pass with the envelope that was offered. Never fails: every error is in the result and in the status. After
+    /// a refusal the specification accepted before is followed on, so that a bad value in the store can't stop the
+    /// care for what is installed.
+    ///
+    /// Passes take turns. Dropping the future ends the pass at a safe point: a caller that has a newer envelope drops
+    /// this one and calls again, rather than wait for a slow download.
+    pub async fn reconcile(&self, envelope: &[u8], trust: &Trust, purge: Purge, removals: Removals) -> Pass {
+        let offer = reconcile::Offer::New { envelope: envelope.to_vec(), removals };
+        self.pass(offer, trust, purge).await
+    }
+
+    /// One pass with the specification accepted last, verified again with today's keys: at start, so that a node boots
+    /// into its desired state with the network down, and from time to time, to find drift. `None` when none was ever
+    /// accepted.
+    pub async fn resume(&self, trust: &Trust, purge: Purge) -> Option<Pass> {
+        let known = self.memory.status().specification.is_some();
+        if !known {
+            return None;
+        }
+        Some(self.pass(reconcile::Offer::Accepted, trust, purge).await)
+    }
+
+    async fn pass(&self, offer: reconcile::Offer, trust: &Trust, purge: Purge) -> Pass {
+        let turn = Arc::new(Arc::clone(&self.turns).lock_owned().await);
+        reconcile::pass(&self.memory, &turn, offer, trust.clone(), purge).await
+    }
+
+    /// Lets the next pass try at once what waits after a failure: an operator asked for it.
+    pub fn retry_now(&self) {
+        self.memory.backoff().forget_all();
+    }
+
+    /// How sync stands.
+    pub fn status(&self) -> SyncStatus {
+        self.memory.status().clone()
+    }
+
+    /// Counts changes of what is installed; the host looks again on each.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.memory.changes.subscribe()
+    }
+
+    /// The directory whose entries the host runs.
+    pub fn machines_directory(&self) -> &Path {
+        self.memory.store.machines_directory()
+    }
+
+    /// The directory of what is installed, where the entries of [`Self::machines_directory`] lead.
+    pub fn store_directory(&self) -> &Path {
+        self.memory.store.store_directory()
+    }
+
+    /// The gate before a machine is run: its directory, when it is one that sync installed and its files are exactly
+    /// what was installed. The path is the copy itself, not the link, so that a running instance never sees files of
+    /// two versions.
+    ///
+    /// # Errors
+    /// A sentence for people that says why it must not be run.
+    pub async fn verify_for_start(&self, name: &MachineName) -> Result<PathBuf, String> {
+        let (memory, machine) = (Arc::clone(&self.memory), name.clone());
+        let checked = tokio::task::spawn_blocking(move || gate(&memory, &machine)).await;
+        let checked = checked.unwrap_or_else(|error| Err(error.to_string()));
+        checked.map_err(|why| format!("{:?} is not run: {why}", name.as_str()))
+    }
+}
+
+impl Reconciler {
+    /// Keeps the files in a directory that [`Self::verify_for_start`] gave, for as long as the lease lives, even when
+    /// nothing wants them any more: a machine whose successor is broken runs on from them. `None` for a directory that
+    /// is not in the store.
+    pub fn lease(&self, directory: &Path) -> Option<Lease> {
+        let inside = directory.strip_prefix(self.memory.store.store_directory()).ok()?;
+        let copy = CopyName::parse(inside.iter().next()?.to_str()?)?;
+        Some(self.memory.leases.take(copy))
+    }
+}
+
+/// A command that a killed daemon was just starting holds the lock until it is a program of its own, so a lock that is
+/// held is asked for again, for a while. Blocks; nothing runs yet.
+#[expect(clippy::disallowed_methods, reason = "at start, before anything else runs on this thread")]
+fn take_lock(path: &Path) -> Result<Option<File>, FileError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match fs::try_lock(path)? {
+            None if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
+            result => return Ok(result),
+        }
+    }
+}
+
+fn gate(memory: &Memory, name: &MachineName) -> Result<PathBuf, String> {
+    let linked = memory.store.linked(name).map_err(|error| chain(&error))?;
+    let Some(copy) = linked else { return Err("sync did not install it".to_owned()) };
+    let record = memory.state.copy(copy).map_err(|error| chain(&error))?;
+    let Some(verify_checksum) = record.and_then(|record| record.verify_checksum) else {
+        return Err("there is no record of what it should contain; the next sync pass checks it".to_owned());
+    };
+    let directory = memory.store.directory(copy, name);
+    match archive::verify_directory(&directory, &verify_checksum) {
+        Ok(()) => Ok(directory),
+        Err(drift) => Err(format!("it has drifted: {drift}; the next sync pass repairs it")),
+    }
+}

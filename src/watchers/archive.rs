@@ -1,0 +1,287 @@
+//! `archive`: keeps one directory, unpacked from an archive whose checksum is known, exactly as it was packed. What is
+//! there is replaced in one step, and only by something that has been verified whole.
+
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
+
+use crate::archive::{unpack, verify_directory};
+use crate::digest::Sha256Digest;
+use crate::machine::watcher::{BuildContext, Built, Check, Context, Fire, Kind, Report, Seen, Watcher};
+use crate::names::MachineName;
+use crate::spec::{Credentials, Source};
+
+/// The row in `KINDS`.
+pub const KIND: Kind = Kind {
+    name: "archive",
+    summary: "keeps a directory as a verified archive has it",
+    minimum_interval: Duration::from_secs(10),
+    default_interval: Some(Duration::from_secs(60)),
+    outcomes: &["unknown", "skipped", "error", "verified", "downloaded", "verify_failed", "no_creates", "no_checksums"],
+    build,
+    example: "source: file:///nonexistent/tool-1.0.0.tgz\n\
+              checksum: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n\
+              creates: tool\n\
+              target: /nonexistent\n\
+              verify: SHA256SUMS\n\
+              verify_checksum: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n",
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Properties {
+    /// `https://`, `http://`, `file:///…` or `obj://BUCKET/NAME`.
+    source: String,
+    /// SHA-256 of the archive.
+    checksum: String,
+    /// The one top directory of the archive, made in `target`.
+    creates: String,
+    /// An absolute path.
+    target: PathBuf,
+    /// The name of the list of checksums; `SHA256SUMS`.
+    #[serde(default = "list_name")]
+    verify: String,
+    /// SHA-256 of that list.
+    verify_checksum: String,
+    /// For basic authentication.
+    username: Option<String>,
+    password: Option<String>,
+    /// How long fetching and unpacking may take; at least 5s.
+    #[serde(default = "five_minutes", deserialize_with = "crate::duration::deserialize")]
+    timeout: Duration,
+}
+
+/// Archive watchers of this process that look or work at one time; the others wait. When a node with many of them starts,
+/// they would otherwise take every blocking thread for minutes, and with them the threads of all else.
+static PLACES: Semaphore = Semaphore::const_new(4);
+
+fn list_name() -> String {
+    "SHA256SUMS".to_owned()
+}
+
+fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+#[derive(Clone)]
+struct Archive {
+    shown_source: String,
+    source: Source,
+    credentials: Option<Credentials>,
+    checksum: Sha256Digest,
+    verify_checksum: Sha256Digest,
+    creates: MachineName,
+    target: PathBuf,
+    timeout: Duration,
+}
+
+fn build(context: &BuildContext<'_>) -> Built {
+    let properties: Properties = context.properties()?;
+    let mut problems = Vec::new();
+    let mut note = |key: &str, error: String| problems.push(context.fault(key, error));
+    let source = Source::parse(&properties.source).map_err(|error| note("source", error.to_string())).ok();
+    let checksum = Sha256Digest::parse(&properties.checksum).map_err(|error| note("checksum", error.to_string())).ok();
+    let verify_checksum = Sha256Digest::parse(&properties.verify_checksum);
+    let verify_checksum = verify_checksum.map_err(|error| note("verify_checksum", error.to_string())).ok();
+    let creates = MachineName::new(&properties.creates).map_err(|error| note("creates", error.to_string())).ok();
+    if properties.verify != "SHA256SUMS" {
+        note("verify", "verify must be SHA256SUMS".to_owned());
+    }
+    let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+    if !properties.target.is_absolute() || !properties.target.components().all(is_plain) {
+        note("target", format!("target {} must be an absolute path without ..", properties.target.display()));
+    }
+    if properties.timeout < Duration::from_secs(5) {
+        note("timeout", "timeout must be at least 5s".to_owned());
+    }
+    let credentials = match (properties.username, properties.password) {
+        (Some(username), Some(password)) => Some(Credentials { username, password }),
+        (None, None) => None,
+        _ => {
+            note("username", "username and password belong together".to_owned());
+            None
+        }
+    };
+    match (source, checksum, verify_checksum, creates) {
+        (Some(source), Some(checksum), Some(verify_checksum), Some(creates)) if problems.is_empty() => {
+            Ok(Arc::new(Archive {
+                shown_source: properties.source,
+                source,
+                credentials,
+                checksum,
+                verify_checksum,
+                creates,
+                target: properties.target,
+                timeout: properties.timeout,
+            }))
+        }
+        _ => Err(problems),
+    }
+}
+
+impl Archive {
+    /// Where the verified copies are: beside the target, so that putting one in place is a rename. The name of a copy
+    /// is its checksum, `creates` is a link to it.
+    fn copies(&self) -> PathBuf {
+        self.target.join(format!(".{}.copies", self.creates))
+    }
+
+    fn link(&self) -> PathBuf {
+        self.target.join(self.creates.as_str())
+    }
+
+    /// What is there now: sound, or why not with the outcome that says so.
+    fn inspect(&self) -> Result<(), (&'static str, String)> {
+        let link = self.link();
+        if !link.exists() {
+            return Err(("no_creates", format!("{} does not exist", link.display())));
+        }
+        if !link.join("SHA256SUMS").exists() {
+            return Err(("no_checksums", format!("{} has no SHA256SUMS", link.display())));
+        }
+        let directory = std::fs::canonicalize(&link).unwrap_or(link);
+        verify_directory(&directory, &self.verify_checksum).map_err(|drift| ("verify_failed", drift.to_string()))
+    }
+
+    async fn install(&self, context: &Context) -> Result<(), String> {
+        let copies = self.copies();
+        let (target, ours, link) = (self.target.clone(), copies.clone(), self.link());
+        let checked = tokio::task::spawn_blocking(move || check_place(&target, &ours, &link)).await;
+        checked.unwrap_or_else(|error| Err(error.to_string()))?;
+        let staging = copies.join(format!(".{}-temp", uuid::Uuid::new_v4().simple()));
+        let result = self.install_in(context, &copies, &staging).await;
+        let cleaned = tokio::task::spawn_blocking(move || crate::fs::remove_tree(&staging)).await;
+        if let Ok(Err(error)) = cleaned {
+            tracing::warn!("{}", crate::errors::chain(&error));
+        }
+        result
+    }
+
+    async fn install_in(&self, context: &Context, copies: &Path, staging: &Path) -> Result<(), String> {
+        let prepare = |error: crate::fs::FileError| crate::errors::chain(&error);
+        crate::fs::create_directory(copies, 0o755).map_err(prepare)?;
+        crate::fs::create_directory(staging, 0o700).map_err(prepare)?;
+        let file = staging.join("archive");
+        let services = &context.services;
+        let fetched = services.fetcher.fetch(&self.source, self.credentials.as_ref(), &file).await;
+        let fetched = fetched.map_err(|error| crate::errors::chain(&error))?;
+        if fetched.digest != self.checksum {
+            return Err(format!(
+                "checksum of {} does not match: expected {}, got {}",
+                self.shown_source, self.checksum, fetched.digest
+            ));
+        }
+        let unpacked = staging.join("unpacked");
+        let (name, limits, verify_checksum) =
+            (self.creates.clone(), services.archive_limits.clone(), self.verify_checksum);
+        let copy = copies.join(format!("{}.{}", self.checksum.short(), uuid::Uuid::new_v4().simple()));
+        let (link, copies) = (self.link(), copies.to_owned());
+        let placed = tokio::task::spawn_blocking(move || {
+            crate::fs::create_directory(&unpacked, 0o755).map_err(|error| crate::errors::chain(&error))?;
+            unpack(&file, &name, &unpacked, &limits, &verify_checksum).map_err(|error| crate::errors::chain(&error))?;
+            if let Err(error) = place(&unpacked, &copy, &link, &name) {
+                // Or each further attempt would leave another copy.
+                _ = crate::fs::remove_tree(&copy);
+                return Err(crate::errors::chain(&error));
+            }
+            forget_others(&copies, &copy).map_err(|error| crate::errors::chain(&error))
+        });
+        placed.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+}
+
+/// Refuses, before anything is fetched, a place that can't take the archive, and one where somebody else could lead us
+/// elsewhere: what is removed there is removed with our rights.
+fn check_place(target: &Path, copies: &Path, link: &Path) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt;
+    let ours = rustix::process::geteuid().as_raw();
+    for directory in [target, copies] {
+        let Ok(metadata) = std::fs::symlink_metadata(directory) else { continue };
+        let shown = directory.display();
+        if !metadata.is_dir() {
+            return Err(format!("{shown} is not a directory; links are not followed here"));
+        }
+        if (metadata.uid() != ours && metadata.uid() != 0) || metadata.mode() & 0o022 != 0 {
+            return Err(format!(
+                "others may change {shown}: it must belong to root or to the daemon's user, who alone may write to it"
+            ));
+        }
+    }
+    match std::fs::symlink_metadata(link) {
+        Ok(metadata) if !metadata.is_symlink() && !metadata.is_dir() => {
+            Err(format!("{} is in the way: it is neither a directory nor a link; move it aside", link.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether an entry is a copy that an earlier run of this watcher made: 12 digits of the checksum, a dot, a UUID.
+fn is_copy(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.split_once('.').is_some_and(|(checksum, unique)| digits(checksum, 12) && digits(unique, 32))
+}
+
+/// Moves the verified copy beside the others and points the link at it, in one step.
+fn place(unpacked: &Path, copy: &Path, link: &Path, name: &MachineName) -> Result<(), crate::fs::FileError> {
+    crate::fs::rename(unpacked, copy)?;
+    if link.is_dir() && !link.is_symlink() {
+        // A directory that the reference or a person put there; it is moved aside once, never deleted.
+        crate::fs::rename(link, &copy.with_added_extension("replaced"))?;
+    }
+    crate::fs::replace_symlink(link, &copy.join(name.as_str()))
+}
+
+/// Removes earlier copies, but for the newest of them: a command may still run in it.
+fn forget_others(copies: &Path, kept: &Path) -> Result<(), crate::fs::FileError> {
+    let mut others: Vec<_> = crate::fs::list(copies)?
+        .into_iter()
+        .map(|entry| entry.path())
+        .filter(|path| path != kept && is_copy(path))
+        .collect();
+    others.sort_by_key(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
+    others.pop();
+    others.iter().try_for_each(|path| crate::fs::remove_tree(path))
+}
+
+#[async_trait]
+impl Watcher for Archive {
+    async fn check(&self, check: Check) -> Report {
+        let this = self.clone();
+        // Never closed.
+        let _place = PLACES.acquire().await;
+        let inspected = tokio::task::spawn_blocking(move || this.inspect()).await;
+        let (outcome, reason) = match inspected {
+            Ok(Ok(())) => return Report::new("verified").fire(Fire::Success).announce(),
+            Ok(Err(found)) => found,
+            Err(error) => return Report::error(error.to_string()),
+        };
+        tracing::info!(machine = %check.context.definition.name, watcher = %check.context.watcher, "{outcome}: {reason}");
+        match self.install(&check.context).await {
+            Ok(()) => Report::new("downloaded").fire(Fire::Success).announce(),
+            Err(error) if outcome == "verify_failed" => {
+                let error = Some(format!("{reason}; and it can't be replaced: {error}"));
+                Report { error, ..Report::new("verify_failed") }.fire(Fire::Fail).announce()
+            }
+            Err(error) => Report::error(format!("could not install {}: {error}", self.link().display())),
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
+        Map::from_iter([
+            ("source".to_owned(), json!(self.shown_source)),
+            ("creates".to_owned(), json!(self.creates.as_str())),
+            ("previous_outcome".to_owned(), json!(seen.outcome)),
+            ("previous_run_time".to_owned(), json!(seen.run_time_nanos())),
+        ])
+    }
+}

@@ -1,0 +1,12 @@
+//! The kinds of watchers, one file each. [`KINDS`] is the only list of them, and the conformance suite runs over it: a
+//! new kind is a new file, a `mod` line here and a row in `packager/plugins.yaml`, from which the build makes the list.
+
+mod archive;
+mod exec;
+mod kv;
+mod machines;
+mod timer;
+
+use crate::machine::watcher::Kind;
+
+include!(concat!(env!("OUT_DIR"), "/kinds.rs"));
