@@ -33,7 +33,7 @@ fn scene() -> Scene {
     scene.write("hello/machine.yaml", HELLO);
     scene.write("hello/greet", "#!/bin/sh\necho hello\n");
     std::fs::set_permissions(scene.path("hello/greet"), std::fs::Permissions::from_mode(0o755)).unwrap();
-    for name in ["machines.json", "spec.json", "public-test-vector.key", "public-test-vector.pub"] {
+    for name in ["machines.json", "spec.json", "public-test-vector.secret", "public-test-vector.pub"] {
         scene.write(name, std::fs::read(format!("{GOLDEN}/{name}")).unwrap());
     }
     scene
@@ -95,11 +95,11 @@ fn packing_the_example_gives_its_envelope_byte_for_byte() {
     let expected = std::fs::read(format!("{GOLDEN}/spec.json")).unwrap();
     let expected = [expected.trim_ascii_end(), b"\n"].concat();
     for line in [
-        "mms pack machines.json $(cat public-test-vector.key)",
-        "mms pack machines.json --key-file public-test-vector.key",
-        "KEY=$(cat public-test-vector.key) mms pack machines.json",
-        "mms pack - $(cat public-test-vector.key) <machines.json",
-        "KEY=wrong mms pack machines.json --key-file public-test-vector.key",
+        "mms pack machines.json $(cat public-test-vector.secret)",
+        "mms pack machines.json --key-file public-test-vector.secret",
+        "KEY=$(cat public-test-vector.secret) mms pack machines.json",
+        "mms pack - $(cat public-test-vector.secret) <machines.json",
+        "KEY=wrong mms pack machines.json --key-file public-test-vector.secret",
     ] {
         let output = scene.output(line);
         assert_eq!(output.stdout, expected, "{line}: {}", String::from_utf8_lossy(&output.stderr));
@@ -179,11 +179,11 @@ fn a_bad_key_is_refused_and_never_repeated() {
     scene
         .run("mms pack machines.json --key-file public-test-vector.pub")
         .run("mms pack machines.json --key-file absent");
-    scene.run("mms pack machines.json $(tr 0-9 1-90 <public-test-vector.key) 2>&1");
-    scene.run("mms pack machines.json 5ec4e7 --key-file public-test-vector.key");
+    scene.run("mms pack machines.json $(tr 0-9 1-90 <public-test-vector.secret) 2>&1");
+    scene.run("mms pack machines.json 5ec4e7 --key-file public-test-vector.secret");
     scene
-        .run("mms verify spec.json $(cat public-test-vector.key) 2>&1")
-        .run("mms verify spec.json public-test-vector.key");
+        .run("mms verify spec.json $(cat public-test-vector.secret) 2>&1")
+        .run("mms verify spec.json public-test-vector.secret");
     scene.run("mms verify spec.json 5ec4e7").run("mms verify spec.json absent.pub");
     scene.run(&format!("mms verify spec.json {}", "0".repeat(64)));
     scene.matches("mms/bad_keys");

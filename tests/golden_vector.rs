@@ -11,7 +11,7 @@ use machines::spec::{
 const ENVELOPE: &str = include_str!("data/golden/spec.json");
 const PAYLOAD: &[u8] = include_bytes!("data/golden/machines.json");
 const PUBLIC_KEY: &str = include_str!("data/golden/public-test-vector.pub");
-const SECRET_KEY: &str = include_str!("data/golden/public-test-vector.key");
+const SECRET_KEY: &str = include_str!("data/golden/public-test-vector.secret");
 
 #[test]
 fn the_example_envelope_verifies_with_the_example_key() {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use notify::{RecursiveMode, Watcher as _};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
@@ -18,6 +18,8 @@ use crate::kv::settings::CreateDatabase;
 const FORMAT: i64 = 1;
 /// Longest wait for another process' transaction.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
+/// Between two attempts at what SQLite does not wait for itself.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// The safety net below `notify`.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -169,7 +171,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_LIMIT)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    use_write_ahead_log(&connection)?;
     // A put that was answered must survive a power cut.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
@@ -177,6 +179,27 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "cache_size", -256)?;
     connection.pragma_update(None, "journal_size_limit", 4 * 1024 * 1024)?;
     Ok(connection)
+}
+
+/// SQLite does not wait for others when it changes the journal mode, whatever the busy timeout: where two programs make
+/// the store at once, one of them is told that it is locked. Once one has done it, it is done for all.
+fn use_write_ahead_log(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Instant::now() + BUSY_LIMIT;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => pause(),
+            result => return result,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+#[expect(clippy::disallowed_methods, reason = "opening blocks, and runs on a thread for that")]
+fn pause() {
+    std::thread::sleep(BUSY_PAUSE);
 }
 
 fn meaning(operation: String, path: &Path, source: rusqlite::Error) -> KvError {
