@@ -77,6 +77,15 @@ pub fn format(duration: Duration) -> String {
     Human(duration).to_string()
 }
 
+/// The JSON Schema of a duration, for `#[schemars(schema_with = …)]` beside [`deserialize`].
+pub fn schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "string",
+        "pattern": r"^(0|([0-9]*\.?[0-9]+(ns|us|µs|ms|s|m|h))+|[0-9]*\.?[0-9]+[dDwWMyY])$",
+        "description": "A duration such as 500ms, 30s, 1h30m or 2d."
+    })
+}
+
 struct Human(Duration);
 
 impl fmt::Display for Human {

@@ -33,14 +33,7 @@ async fn a_machine_keeps_its_files_while_its_successor_can_not_be_run_and_no_lon
     assert!(world.reconcile(&node, std::slice::from_ref(&first)).await.converged());
 
     let lab = Lab::new().await;
-    let services = Services {
-        node: Arc::clone(&lab.services.node),
-        store: Arc::clone(&lab.services.store),
-        fetcher: Arc::clone(&lab.services.fetcher),
-        archive_limits: lab.services.archive_limits.clone(),
-        sync: Some(Arc::clone(&node)),
-        trust: None,
-    };
+    let services = Services { sync: Some(Arc::clone(&node)), ..Services::clone(&lab.services) };
     let (host, task) = host::start(host::Setup {
         local_directory: None,
         managed_directory: Some(world.path("state/machines")),

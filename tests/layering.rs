@@ -16,6 +16,7 @@ const LAYERS: &[(&[&str], &str)] = &[
     (&["host"], "runs machines, and hands them the watcher kinds"),
     (&["watchers"], "implements the machine's watcher trait, one kind for each file"),
     (&["machine"], "owns definitions, states and the watcher trait; its checks may sync"),
+    (&["process"], "runs commands within limits"),
     (&["sync"], "plans and applies a specification"),
     (&["archive"], "fetches and unpacks what a plan names; sources may be object stores"),
     (&["kv"], "stores; they report what happens to them"),
@@ -24,7 +25,7 @@ const LAYERS: &[(&[&str], &str)] = &[
     (&["expr"], "decides what matches, on a node that it is given"),
     (&["node"], "identity and facts"),
     (&["errors", "suggest"], "show errors of any kind, and what was meant"),
-    (&["fs", "digest", "duration", "names"], "types and file operations that know nothing of machines"),
+    (&["clock", "fs", "digest", "duration", "names"], "types and file operations that know nothing of machines"),
 ];
 
 const MAXIMUM_LINES: usize = 600;

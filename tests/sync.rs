@@ -351,8 +351,7 @@ async fn a_second_daemon_on_the_same_directory_is_refused() {
     let world = World::new();
     let _node = world.open();
     let journal = Journal::open(&world.path("state/state.db")).unwrap();
-    let node =
-        Node { identity: Identity::new("web1").unwrap(), facts: Arc::new(json!({})), search_path: Arc::from([]) };
+    let node = Node::new(Identity::new("web1").unwrap(), json!({}), Arc::from([]));
     let fetcher = Arc::new(Fetcher::new(FetchSettings::default(), None).unwrap());
     let second = Reconciler::open(world.settings(), Arc::new(node), fetcher, journal);
     let message = second.err().unwrap().to_string();

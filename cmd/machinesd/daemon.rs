@@ -119,7 +119,7 @@ impl Daemon {
 
     /// Whether the machines see these facts already.
     pub fn knows(&self, node: &Node) -> bool {
-        self.parts.node.facts == node.facts
+        self.parts.node.facts().value() == node.facts().value()
     }
 
     /// Takes new settings. Machines are stopped and started again with them; the store and the state stay open.
@@ -159,12 +159,10 @@ fn start_host(settings: &Settings, parts: &Parts, node: Arc<Node>) -> Result<(Ho
         keys @ Trust::Keys(_) => Some(keys.clone()),
     };
     let services = Services {
-        node,
-        store: Arc::clone(&parts.store),
-        fetcher: Arc::clone(&parts.fetcher),
         archive_limits: settings.archive.clone(),
         sync: settings.sync.enabled.then(|| Arc::clone(&parts.reconciler)),
         trust,
+        ..Services::new(node, Arc::clone(&parts.store), Arc::clone(&parts.fetcher))
     };
     Ok(host::start(host::Setup {
         local_directory: Some(settings.local_dir.clone()),

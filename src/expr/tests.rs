@@ -6,11 +6,11 @@ use super::*;
 use crate::names::Identity;
 
 fn web1() -> Node {
-    Node {
-        identity: Identity::new("web1.example.net").unwrap(),
-        facts: Arc::new(serde_json::json!({})),
-        search_path: Arc::from([std::path::PathBuf::from("/usr/bin"), "/bin".into()]),
-    }
+    Node::new(
+        Identity::new("web1.example.net").unwrap(),
+        serde_json::json!({}),
+        Arc::from([std::path::PathBuf::from("/usr/bin"), "/bin".into()]),
+    )
 }
 
 fn evaluate(source: &str) -> Result<bool, String> {

@@ -12,4 +12,5 @@ pub mod runner;
 mod slot;
 pub mod status;
 mod task;
+pub mod template;
 pub mod watcher;

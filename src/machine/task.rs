@@ -390,6 +390,7 @@ impl Task {
         let event = match fire {
             Fire::Success => slot.definition.success_transition.clone(),
             Fire::Fail => slot.definition.fail_transition.clone(),
+            Fire::Named(event) => Label::new(event).ok(),
         };
         let Some(event) = event else { return Moved::No };
         let asked = Asked { event, fire, index, visit };

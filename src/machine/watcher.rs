@@ -12,15 +12,18 @@ use serde_json::{Map, Value};
 use tokio::sync::Notify;
 
 use crate::archive::Fetcher;
+use crate::clock::Clock;
 use crate::kv::Store;
 use crate::names::Label;
 use crate::node::Node;
+use crate::process::{self, Commands};
 use crate::spec::Trust;
 use crate::sync::Reconciler;
 
 use super::data::{Change, Snapshot};
 use super::definition::{Definition, WatcherDefinition};
 use super::problem::Problem;
+use super::template::Scope;
 
 /// A watcher, or all that is wrong with its properties.
 pub type Built = Result<Arc<dyn Watcher>, Vec<Problem>>;
@@ -45,6 +48,35 @@ pub struct Kind {
     pub build: fn(&BuildContext<'_>) -> Built,
     /// Properties that the conformance suite builds the kind from, as YAML.
     pub example: &'static str,
+    /// Which transitions its checks may ask for; for the checker.
+    pub fires: Fires,
+    /// The JSON Schema of its properties, for editors.
+    pub schema: fn() -> schemars::Schema,
+}
+
+/// Which transitions the checks of a kind may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fires {
+    /// Both `success_transition` and `fail_transition`.
+    Both,
+    /// `fail_transition` only.
+    Fail,
+    /// Those of these names, whatever the watcher says.
+    Named(&'static [&'static str]),
+    Nothing,
+}
+
+/// Data items that a watcher may write; for the checker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Writes {
+    Items(Vec<String>),
+    /// What it will write is not known before it runs.
+    Anything,
+}
+
+/// The schema of a kind's properties.
+pub fn schema_of<T: schemars::JsonSchema>() -> schemars::Schema {
+    schemars::schema_for!(T)
 }
 
 /// What a kind may look at while it validates.
@@ -74,6 +106,7 @@ impl BuildContext<'_> {
 }
 
 /// What the daemon offers to its watchers.
+#[derive(Clone)]
 pub struct Services {
     pub node: Arc<Node>,
     pub store: Arc<dyn Store>,
@@ -84,6 +117,25 @@ pub struct Services {
     pub sync: Option<Arc<Reconciler>>,
     /// The keys of the settings or of the binary; they override those of a machine.
     pub trust: Option<Trust>,
+    /// Runs commands.
+    pub commands: Arc<dyn Commands>,
+    pub clock: Clock,
+}
+
+impl Services {
+    /// The services of a node that manages no specification, with what is usual for everything else.
+    pub fn new(node: Arc<Node>, store: Arc<dyn Store>, fetcher: Arc<Fetcher>) -> Self {
+        Self {
+            node,
+            store,
+            fetcher,
+            archive_limits: crate::archive::Limits::default(),
+            sync: None,
+            trust: None,
+            commands: Arc::new(process::System),
+            clock: Clock::System,
+        }
+    }
 }
 
 /// The running machine that a watcher belongs to.
@@ -120,6 +172,13 @@ pub struct Check {
     pub previous_outcome: &'static str,
 }
 
+impl Check {
+    /// What templates see.
+    pub fn scope(&self) -> Scope {
+        Scope::new(self.context.services.node.facts(), Arc::clone(&self.data))
+    }
+}
+
 /// Whether a state event is published for a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Announce {
@@ -139,6 +198,8 @@ pub enum Told {
 pub enum Fire {
     Success,
     Fail,
+    /// The one of this name, as nagios watchers do.
+    Named(&'static str),
 }
 
 /// What a check found.
@@ -247,6 +308,16 @@ pub trait Watcher: Send + Sync {
     /// Names of the data items whose change calls for a check at once.
     fn reads(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// GJSON paths into `{"facts": …, "data": …}` that it looks up; for the checker.
+    fn looks_up(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Data items that it may write; for the checker.
+    fn writes(&self) -> Writes {
+        Writes::Items(Vec::new())
     }
 
     /// A task that looks for changes outside and calls for checks.

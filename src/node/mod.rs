@@ -9,19 +9,42 @@ mod hostname;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::watch;
 
 use crate::names::{Identity, NameError};
 
 /// Where commands are looked for when the daemon has no `PATH`.
 const DEFAULT_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What is known of this node; cheap to clone.
+/// What describes a node: a JSON object.
+#[derive(Debug, Default)]
+pub struct Facts {
+    value: serde_json::Value,
+    text: OnceLock<String>,
+}
+
+impl Facts {
+    pub fn new(value: serde_json::Value) -> Self {
+        Self { value, text: OnceLock::new() }
+    }
+
+    pub fn value(&self) -> &serde_json::Value {
+        &self.value
+    }
+
+    /// As JSON.
+    pub fn text(&self) -> &str {
+        self.text.get_or_init(|| self.value.to_string())
+    }
+}
+
+/// What is known of this node; cheap to clone. The clones share their facts.
 #[derive(Debug, Clone)]
 pub struct Node {
     pub identity: Identity,
-    /// A JSON object.
-    pub facts: Arc<serde_json::Value>,
+    facts: watch::Sender<Arc<Facts>>,
     /// Directories in which commands are looked for, in order.
     pub search_path: Arc<[PathBuf]>,
 }
@@ -40,6 +63,32 @@ pub enum NodeError {
 }
 
 impl Node {
+    /// A node that is known already.
+    pub fn new(identity: Identity, facts: serde_json::Value, search_path: Arc<[PathBuf]>) -> Self {
+        Self { identity, facts: watch::Sender::new(Arc::new(Facts::new(facts))), search_path }
+    }
+
+    /// The facts as they are now.
+    pub fn facts(&self) -> Arc<Facts> {
+        Arc::clone(&self.facts.borrow())
+    }
+
+    /// Takes new facts, for this node and all its clones. Whether they are other than before.
+    pub fn set_facts(&self, facts: serde_json::Value) -> bool {
+        self.facts.send_if_modified(|current| {
+            let other = current.value != facts;
+            if other {
+                *current = Arc::new(Facts::new(facts));
+            }
+            other
+        })
+    }
+
+    /// Tells of new facts.
+    pub fn follow_facts(&self) -> watch::Receiver<Arc<Facts>> {
+        self.facts.subscribe()
+    }
+
     /// Describes this host. The identity defaults to the host's fully qualified name, the search path is `PATH`.
     ///
     /// A facts file is a JSON object of at most 4 MiB. Objects are merged key by key at every level, later files over
@@ -60,7 +109,7 @@ impl Node {
             Some(path) if !path.is_empty() => search_path(&path),
             _ => search_path(DEFAULT_SEARCH_PATH.as_ref()),
         };
-        Ok(Self { identity, facts: Arc::new(serde_json::Value::Object(merged)), search_path })
+        Ok(Self::new(identity, serde_json::Value::Object(merged), search_path))
     }
 
     /// Whether a regular file is at the path; symbolic links are followed, as the reference does.

@@ -2,7 +2,6 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::*;
 
@@ -19,10 +18,10 @@ fn a_short_host_name_takes_its_domain_from_the_hosts_file() {
 fn discovers_this_host() {
     let node = Node::discover(None, &[]).unwrap();
     assert!(!node.identity.as_str().is_empty());
-    assert_eq!(node.facts["identity"], node.identity.as_str());
-    assert!(node.facts["cpus"].as_u64().unwrap() >= 1);
-    assert!(node.facts["memory"]["total_bytes"].as_u64().unwrap() > 1024 * 1024);
-    assert!(node.facts["kernel"]["release"].is_string());
+    assert_eq!(node.facts().value()["identity"], node.identity.as_str());
+    assert!(node.facts().value()["cpus"].as_u64().unwrap() >= 1);
+    assert!(node.facts().value()["memory"]["total_bytes"].as_u64().unwrap() > 1024 * 1024);
+    assert!(node.facts().value()["kernel"]["release"].is_string());
     assert!(node.search_path.iter().all(|directory| directory.is_absolute()));
     // Where the kernel answers at all, it knows the loopback interface.
     if let Ok(addresses) = addresses::by_interface() {
@@ -36,11 +35,11 @@ fn facts_files_are_merged_key_by_key_later_over_earlier() {
     let first = file(directory.path(), "1.json", br#"{"os": {"id": "mine"}, "tags": ["a", "b"], "role": "web"}"#);
     let second = file(directory.path(), "2.json", br#"{"tags": ["c"], "role": {"name": "db"}}"#);
     let node = Node::discover(Some(Identity::new("n1").unwrap()), &[first, second]).unwrap();
-    assert_eq!(node.facts["os"]["id"], "mine");
-    assert_eq!(node.facts["tags"], serde_json::json!(["c"]));
-    assert_eq!(node.facts["role"]["name"], "db");
-    assert_eq!(node.facts["identity"], "n1");
-    assert!(node.facts["arch"].is_string());
+    assert_eq!(node.facts().value()["os"]["id"], "mine");
+    assert_eq!(node.facts().value()["tags"], serde_json::json!(["c"]));
+    assert_eq!(node.facts().value()["role"]["name"], "db");
+    assert_eq!(node.facts().value()["identity"], "n1");
+    assert!(node.facts().value()["arch"].is_string());
 }
 
 #[test]
@@ -131,9 +130,5 @@ fn file(directory: &Path, name: &str, content: &[u8]) -> PathBuf {
 }
 
 fn node(search_path: Vec<PathBuf>) -> Node {
-    Node {
-        identity: Identity::new("web1.example.net").unwrap(),
-        facts: Arc::new(serde_json::json!({})),
-        search_path: search_path.into(),
-    }
+    Node::new(Identity::new("web1.example.net").unwrap(), serde_json::json!({}), search_path.into())
 }

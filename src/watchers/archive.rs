@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
 use crate::archive::{unpack, verify_directory};
 use crate::digest::Sha256Digest;
-use crate::machine::watcher::{BuildContext, Built, Check, Context, Fire, Kind, Report, Seen, Watcher};
+use crate::machine::watcher::{
+    BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Watcher, schema_of,
+};
 use crate::names::MachineName;
 use crate::spec::{Credentials, Source};
 
@@ -30,9 +33,11 @@ pub const KIND: Kind = Kind {
               target: /nonexistent\n\
               verify: SHA256SUMS\n\
               verify_checksum: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n",
+    fires: Fires::Both,
+    schema: schema_of::<Properties>,
 };
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
     /// `https://`, `http://`, `file:///…` or `obj://BUCKET/NAME`.
@@ -53,6 +58,7 @@ struct Properties {
     password: Option<String>,
     /// How long fetching and unpacking may take; at least 5s.
     #[serde(default = "five_minutes", deserialize_with = "crate::duration::deserialize")]
+    #[schemars(schema_with = "crate::duration::schema")]
     timeout: Duration,
 }
 

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::kv::{Entry, Operation, Store, WatchEvent};
 use crate::machine::data::{Change, Item};
 use crate::machine::watcher::{
-    Background, BuildContext, Built, Check, Context, Fire, Kind, Report, Seen, Signal, Watcher,
+    Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, Writes,
+    schema_of,
 };
 
 /// The row in `KINDS`.
@@ -24,12 +26,14 @@ pub const KIND: Kind = Kind {
     outcomes: &["unknown", "skipped", "error", "changed", "unchanged"],
     build,
     example: "bucket: MACHINES\nkey: machines\nmode: watch\nbucket_prefix: false\n",
+    fires: Fires::Both,
+    schema: schema_of::<Properties>,
 };
 
 /// A broken watch is opened again after this; the store itself handles lost connections.
 const REOPEN: Duration = Duration::from_secs(2);
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Mode {
     #[default]
@@ -37,7 +41,7 @@ enum Mode {
     Watch,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
     /// The bucket.
@@ -193,6 +197,10 @@ impl Watcher for Kv {
                 tokio::join!(watched, triggered);
             })),
         }
+    }
+
+    fn writes(&self) -> Writes {
+        Writes::Items(vec![self.item.clone()])
     }
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {

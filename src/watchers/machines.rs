@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use notify::{RecursiveMode, Watcher as _};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
 use crate::machine::watcher::{
-    Background, BuildContext, Built, Check, Context, Fire, Kind, Report, Seen, Signal, Watcher,
+    Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, schema_of,
 };
 use crate::spec::Trust;
 use crate::sync::{Outcome, Pass, Purge, Removals};
@@ -27,6 +28,8 @@ pub const KIND: Kind = Kind {
     outcomes: &["unknown", "skipped", "error", "updated", "unchanged"],
     build,
     example: "data_item: machines\npurge_unknown: true\nmachine_manage_interval: 5m\n",
+    fires: Fires::Both,
+    schema: schema_of::<Properties>,
 };
 
 /// Changes on disk come in bursts.
@@ -34,7 +37,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// A pass may download for a long time; each download has its own limits.
 const LONGEST_PASS: Duration = Duration::from_secs(24 * 3_600);
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
     /// The data item with the envelope, usually brought by a `kv` watcher.
@@ -44,6 +47,7 @@ struct Properties {
     purge_unknown: bool,
     /// How often everything that is installed is verified, file by file.
     #[serde(default = "two_minutes", deserialize_with = "crate::duration::deserialize")]
+    #[schemars(schema_with = "crate::duration::schema")]
     machine_manage_interval: Duration,
     /// Hexadecimal ed25519 key that must have signed the specification. A key in the daemon's settings or in the
     /// binary overrides it.

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::machine::problem::Problem;
-use crate::machine::watcher::{BuildContext, Built, Cause, Check, Fire, Kind, Report, Seen, Watcher};
+use crate::machine::watcher::{BuildContext, Built, Cause, Check, Fire, Fires, Kind, Report, Seen, Watcher, schema_of};
 
 /// The row in `KINDS`.
 pub const KIND: Kind = Kind {
@@ -21,13 +22,16 @@ pub const KIND: Kind = Kind {
     outcomes: &["running", "stopped"],
     build,
     example: "timer: 1m\nsplay: true\n",
+    fires: Fires::Fail,
+    schema: schema_of::<Properties>,
 };
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
     /// How long after entering the state the fail transition fires; at least 1s.
     #[serde(deserialize_with = "crate::duration::deserialize")]
+    #[schemars(schema_with = "crate::duration::schema")]
     timer: Duration,
     /// Ends at a random moment below `timer` instead.
     #[serde(default)]

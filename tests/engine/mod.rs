@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use machines::archive::{FetchSettings, Fetcher, Limits};
+use machines::archive::{FetchSettings, Fetcher};
 use machines::events::{Bus, Event};
 use machines::kv::{self, ConnectionSettings, CreateDatabase, Store};
 use machines::machine::data::Snapshot;
@@ -17,7 +17,8 @@ use machines::machine::definition::Definition;
 use machines::machine::runner::{self, Handle};
 use machines::machine::status::{MachineStatus, WatcherStatus};
 use machines::machine::watcher::{
-    Background, BuildContext, Cause, Check, Context, Fire, Kind, Report, Seen, Services, Signal, Watcher, build_all,
+    Background, BuildContext, Cause, Check, Context, Fire, Fires, Kind, Report, Seen, Services, Signal, Watcher,
+    build_all, schema_of,
 };
 use machines::names::Identity;
 use machines::node::Node;
@@ -42,19 +43,10 @@ impl Lab {
     }
 
     pub fn with_store(directory: tempfile::TempDir, store: Arc<dyn Store>) -> Self {
-        let node = Node {
-            identity: Identity::new("node1.example.net").unwrap(),
-            facts: Arc::new(serde_json::json!({"role": "web", "cpus": 2})),
-            search_path: Vec::new().into(),
-        };
-        let services = Services {
-            node: Arc::new(node),
-            fetcher: Arc::new(Fetcher::new(FetchSettings::default(), Some(Arc::clone(&store))).unwrap()),
-            store,
-            archive_limits: Limits::default(),
-            sync: None,
-            trust: None,
-        };
+        let identity = Identity::new("node1.example.net").unwrap();
+        let node = Node::new(identity, serde_json::json!({"role": "web", "cpus": 2}), Vec::new().into());
+        let fetcher = Arc::new(Fetcher::new(FetchSettings::default(), Some(Arc::clone(&store))).unwrap());
+        let services = Services::new(Arc::new(node), store, fetcher);
         Self { directory, services: Arc::new(services), bus: Bus::default() }
     }
 
@@ -163,6 +155,8 @@ pub const PROBE: Kind = Kind {
     outcomes: &["good", "error"],
     build: build_probe,
     example: "",
+    fires: Fires::Both,
+    schema: schema_of::<()>,
 };
 
 #[expect(clippy::unnecessary_wraps, reason = "the signature is that of every kind")]

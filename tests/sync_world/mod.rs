@@ -43,11 +43,11 @@ impl World {
     }
 
     pub fn open_with(&self, settings: Settings) -> Reconciler {
-        let node = Node {
-            identity: Identity::new("web1").unwrap(),
-            facts: Arc::new(json!({})),
-            search_path: Arc::from([PathBuf::from("/usr/bin"), PathBuf::from("/bin")]),
-        };
+        let node = Node::new(
+            Identity::new("web1").unwrap(),
+            json!({}),
+            Arc::from([PathBuf::from("/usr/bin"), PathBuf::from("/bin")]),
+        );
         fs::create_directory(&self.path("state"), 0o755).unwrap();
         let journal = Journal::open(&self.path("state/state.db")).unwrap();
         let fetcher = Fetcher::new(FetchSettings::default(), None).unwrap();

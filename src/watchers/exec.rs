@@ -1,19 +1,20 @@
 //! `exec`: runs a command; exit 0 is success. A running command and all it has started are one process group: at the
 //! time limit, or when the machine stops, nothing of it is left.
 
-mod process;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::machine::data::{Change, Item, to_json};
-use crate::machine::watcher::{BuildContext, Built, Check, Fire, Kind, Report, Seen, Watcher};
+use crate::machine::watcher::{
+    BuildContext, Built, Check, Fire, Fires, Kind, Report, Seen, Watcher, Writes, schema_of,
+};
 
-use process::{Command, Ended};
+use crate::process::{self, Command, Ended};
 
 /// The row in `KINDS`.
 pub const KIND: Kind = Kind {
@@ -24,6 +25,8 @@ pub const KIND: Kind = Kind {
     outcomes: &["unknown", "skipped", "error", "success"],
     build,
     example: "command: \"true\"\ntimeout: 5s\nparse_as_data: false\n",
+    fires: Fires::Both,
+    schema: schema_of::<Properties>,
 };
 
 /// Of each run's output, so many lines are in the log at debug level.
@@ -33,7 +36,7 @@ const LOGGED_LINES: usize = 100;
 const DETAIL_BYTES: usize = 1_024;
 
 #[expect(clippy::struct_excessive_bools, reason = "the reference's switches, each by itself")]
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
     /// The command and its arguments in shell words; no shell is involved.
@@ -43,6 +46,7 @@ struct Properties {
     environment: Vec<String>,
     /// If the command takes longer, it is killed with all it started, and counts as failed.
     #[serde(default = "one_second", deserialize_with = "crate::duration::deserialize")]
+    #[schemars(schema_with = "crate::duration::schema")]
     timeout: Duration,
     /// A JSON object on standard output is merged into the machine's data.
     #[serde(default)]
@@ -162,11 +166,11 @@ impl Watcher for Exec {
             watcher: context.watcher.to_string(),
             machine: context.definition.name.to_string(),
             data: to_json(&check.data).to_string(),
-            facts: context.services.node.facts.to_string(),
+            facts: context.services.node.facts().text().to_owned(),
             timeout: self.properties.timeout,
             remains: if self.properties.disown { process::Remains::Leave } else { process::Remains::Kill },
         };
-        match command.run().await {
+        match context.services.commands.run(command).await {
             Ok(ended) => {
                 for line in String::from_utf8_lossy(&ended.output).lines().take(LOGGED_LINES) {
                     tracing::debug!(machine = %context.definition.name, watcher = %context.watcher, "output: {line}");
@@ -180,6 +184,10 @@ impl Watcher for Exec {
     /// The command's own limit ends it first; this is for a disk that hangs.
     fn timeout(&self) -> Duration {
         self.properties.timeout + Duration::from_secs(10)
+    }
+
+    fn writes(&self) -> Writes {
+        if self.properties.parse_as_data { Writes::Anything } else { Writes::Items(Vec::new()) }
     }
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {

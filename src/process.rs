@@ -1,4 +1,4 @@
-//! One run of a command: its environment, its output within bounds, its time limit, and its end with all it started.
+//! Commands that watchers run. One run of a command: its environment, its output within bounds, its time limit, and its end with all it started.
 
 #![expect(clippy::disallowed_methods, reason = "the one place that starts processes, each in a group of its own")]
 
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
+
+use async_trait::async_trait;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::NamedTempFile;
@@ -119,6 +121,27 @@ fn directory() -> &'static Path {
     })
 }
 
+/// Runs commands; a scenario test has another answer than the system.
+#[async_trait]
+pub trait Commands: Send + Sync {
+    /// Runs the command to its end, or to its time limit. Dropping the future ends it.
+    ///
+    /// # Errors
+    /// When it could not be started.
+    async fn run(&self, command: Command) -> Result<Ended, ProcessError>;
+}
+
+/// The commands of this system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct System;
+
+#[async_trait]
+impl Commands for System {
+    async fn run(&self, command: Command) -> Result<Ended, ProcessError> {
+        command.run().await
+    }
+}
+
 /// The two JSON files; gone when dropped.
 struct Files {
     data: NamedTempFile,
@@ -137,11 +160,7 @@ impl Files {
 }
 
 impl Command {
-    /// Runs the command to its end, or to its time limit.
-    ///
-    /// # Errors
-    /// When it could not be started.
-    pub async fn run(self) -> Result<Ended, ProcessError> {
+    async fn run(self) -> Result<Ended, ProcessError> {
         let (data, facts, directory) = (self.data.clone(), self.facts.clone(), self.data_directory.clone());
         let files = tokio::task::spawn_blocking(move || {
             crate::fs::create_directory(&directory, 0o755)
