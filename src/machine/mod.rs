@@ -6,6 +6,8 @@ pub mod data;
 pub mod definition;
 pub mod document;
 pub mod fsm;
+mod keeper;
+pub mod neighbours;
 pub mod problem;
 mod reader;
 pub mod runner;

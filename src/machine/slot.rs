@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::names::Label;
+use crate::names::{Label, MachineName};
 
-use super::definition::WatcherDefinition;
+use super::definition::{ForeignState, WatcherDefinition};
+use super::neighbours::Neighbours;
 use super::status::WatcherStatus;
 use super::watcher::{Cause, Kind, Report, Seen, Signal, Watcher};
 
@@ -22,6 +23,10 @@ pub struct Slot {
     /// Names of the data items that it reads.
     pub reads: Vec<String>,
     pub running: Option<AbortHandle>,
+    /// Whether it works now: the machine is in one of its states, and the machines that it depends on in theirs.
+    works: bool,
+    /// The machines that it depends on and that are elsewhere, for people.
+    waits_for: Option<String>,
     /// A check that must follow the running one.
     pending: Option<Cause>,
     visit: u64,
@@ -47,6 +52,8 @@ impl Slot {
             watcher,
             signal,
             running: None,
+            works: false,
+            waits_for: None,
             pending: None,
             visit: 0,
             due: None,
@@ -66,14 +73,39 @@ impl Slot {
         self.definition.interval.or(self.kind.default_interval)
     }
 
+    /// Whether it works in this state, and beside these neighbours.
+    pub fn can_work(&mut self, state: &Label, neighbours: &Neighbours) -> bool {
+        self.waits_for = None;
+        if !self.definition.is_active_in(state) {
+            return false;
+        }
+        let missing = |needed: &&ForeignState| !neighbours.is_in(&needed.machine, &needed.state);
+        let missing = self.definition.foreign_state_required.iter().filter(missing);
+        let missing: Vec<_> = missing.map(|needed| format!("{} in {}", needed.machine, needed.state)).collect();
+        self.waits_for = Some(missing.join(", ")).filter(|missing| !missing.is_empty());
+        self.waits_for.is_none()
+    }
+
+    /// Whether it works now.
+    pub fn works(&self) -> bool {
+        self.works
+    }
+
+    /// Whether the state of this machine decides whether it works.
+    pub fn depends_on(&self, machine: &MachineName) -> bool {
+        self.definition.foreign_state_required.iter().any(|needed| needed.machine == *machine)
+    }
+
     /// A state in which the watcher works was entered: it is checked now.
     pub fn entered(&mut self, now: Instant) {
+        self.works = true;
         self.announce = self.definition.announce_interval.map(|interval| now + interval);
     }
 
     /// A state in which the watcher does not work was entered: nothing is due any more, and what a running check will
     /// find speaks of an earlier visit.
     pub fn left(&mut self) {
+        self.works = false;
         self.visit = self.visit.wrapping_add(1);
         self.due = None;
         self.again = None;
@@ -172,11 +204,12 @@ impl Slot {
     }
 
     /// For the status of the machine.
-    pub fn status(&self, state: &Label) -> WatcherStatus {
+    pub fn status(&self) -> WatcherStatus {
         WatcherStatus {
             name: self.definition.name.clone(),
             kind: self.kind.name,
-            active: self.definition.is_active_in(state),
+            active: self.works,
+            waits_for: self.waits_for.clone(),
             outcome: self.outcome,
             checks: self.checks,
             last_check: self.last_check,

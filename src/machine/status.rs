@@ -31,6 +31,9 @@ pub struct WatcherStatus {
     pub kind: &'static str,
     /// Whether it works in the machine's current state.
     pub active: bool,
+    /// What it waits for in that state: other machines that are not in the states that it requires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// Of the last check; `unknown` before the first.
     pub outcome: &'static str,
     pub checks: u64,

@@ -9,15 +9,18 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::events::{Body, Event, Origin};
-use crate::names::Label;
+use crate::names::{Label, MachineName};
 
 use super::brake::Brake;
-use super::data::{self, Data};
+use super::data::Data;
+use super::definition::Transition;
 use super::fsm::{Fsm, Refused};
+use super::keeper::{self, Keeper};
+use super::neighbours::{News, Presence};
 use super::runner::{Command, Setup};
 use super::slot::Slot;
 use super::status::MachineStatus;
@@ -25,11 +28,6 @@ use super::watcher::{Announce, Cause, Check, Context, Fire, Report, Signal, Told
 
 /// Transitions that wait for the brake; more are dropped with a warning.
 const MAXIMUM_QUEUED: usize = 64;
-/// How long a stopping machine waits for its data to be written.
-const SAVE_PATIENCE: Duration = Duration::from_secs(5);
-/// Data that could not be written is written again after this.
-const SAVE_AGAIN: Duration = Duration::from_secs(10);
-
 struct Finished {
     index: usize,
     run_time: Duration,
@@ -39,12 +37,19 @@ struct Finished {
 }
 
 /// A transition that waits for the brake.
+#[derive(PartialEq, Eq)]
 struct Asked {
     event: Label,
-    fire: Fire,
-    /// Who asked, and in which stay in its states.
-    index: usize,
-    visit: u64,
+    by: Asker,
+}
+
+/// Who asks for a transition.
+#[derive(PartialEq, Eq)]
+enum Asker {
+    /// A watcher, in this stay in its states.
+    Watcher { index: usize, visit: u64, fire: Fire },
+    /// A transition of another machine.
+    Neighbour(MachineName),
 }
 
 /// Whether the machine is in a state that it has just entered.
@@ -64,18 +69,15 @@ pub(super) struct Task {
     wake: Signal,
     checks: JoinSet<Finished>,
     background: JoinSet<()>,
-    saving: Option<JoinHandle<Result<(), crate::fs::FileError>>>,
-    unsaved: bool,
-    /// After a failed write: not before this.
-    save_after: Option<Instant>,
+    keeper: Keeper,
+    presence: Option<Presence>,
+    news: mpsc::Receiver<News>,
     brake: Brake,
     queued: VecDeque<Asked>,
     origin: Origin,
     started: Timestamp,
     /// About the data itself.
     problem: Option<String>,
-    /// Why the data is not on disk.
-    save_problem: Option<String>,
     publisher: watch::Sender<Arc<MachineStatus>>,
 }
 
@@ -112,6 +114,8 @@ impl Task {
             problem: None,
             watchers: Vec::new(),
         };
+        let news = listen(&setup);
+        let keeper = Keeper::new(setup.data_directory.clone());
         let task = Self {
             setup,
             fsm,
@@ -121,15 +125,14 @@ impl Task {
             wake,
             checks: JoinSet::new(),
             background: JoinSet::new(),
-            saving: None,
-            unsaved: false,
-            save_after: None,
+            keeper,
+            presence: None,
+            news,
             brake: Brake::default(),
             queued: VecDeque::new(),
             origin,
             started,
             problem,
-            save_problem: None,
             publisher: watch::Sender::new(Arc::new(empty)),
         };
         task.publish_status();
@@ -157,6 +160,7 @@ impl Task {
                 () = wait_for_stop(&mut commands) => return,
             }
         }
+        self.presence = Some(self.setup.services.neighbours.join(&self.setup.definition.name, &self.state));
         self.observe();
         self.enter();
         loop {
@@ -169,8 +173,9 @@ impl Task {
                 },
                 Some(joined) = self.checks.join_next() => self.joined(joined),
                 () = wake.raised() => self.take_signals(),
+                Some(news) = self.news.recv() => self.neighbour_moved(&news),
                 () = sleep_until(next) => {}
-                Some(saved) = finished_saving(&mut self.saving) => self.saved(saved),
+                Some(told) = self.keeper.written() => self.written(&told),
             }
             self.work_off();
         }
@@ -202,9 +207,48 @@ impl Task {
         let now = Instant::now();
         for index in 0..self.slots.len() {
             let Some(slot) = self.slots.get_mut(index) else { continue };
-            if slot.definition.is_active_in(&self.state) {
+            if slot.can_work(&self.state, &self.setup.services.neighbours) {
                 slot.entered(now);
                 self.start_check(index, Cause::Entered);
+            }
+        }
+        self.publish_status();
+    }
+
+    /// The current state was left, or another machine left a state that is required: what no longer works is told.
+    fn leave(&mut self, index: usize) {
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if !slot.can_work(&self.state, &self.setup.services.neighbours) {
+            slot.left();
+            self.tell_left(index);
+        }
+    }
+
+    /// Another machine moved: watchers that require a state of it begin or end their work, and the transitions that
+    /// subscribe to its transition are made where they are possible.
+    fn neighbour_moved(&mut self, news: &News) {
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(index) else { continue };
+            if !slot.depends_on(&news.machine) {
+                continue;
+            }
+            match (slot.works(), slot.can_work(&self.state, &self.setup.services.neighbours)) {
+                (false, true) => {
+                    slot.entered(Instant::now());
+                    self.start_check(index, Cause::Entered);
+                }
+                (true, false) => self.leave(index),
+                _ => {}
+            }
+        }
+        if let Some(event) = &news.event {
+            let subscribes = |transition: &&Transition| {
+                transition.subscribe.iter().any(|to| to.machine == news.machine && to.event == *event)
+            };
+            let definition = Arc::clone(&self.setup.definition);
+            for transition in definition.transitions.iter().filter(subscribes) {
+                let by = Asker::Neighbour(news.machine.clone());
+                self.ask(Asked { event: transition.name.clone(), by });
             }
         }
         self.publish_status();
@@ -227,13 +271,7 @@ impl Task {
         {
             self.make(&asked);
         }
-        if self.unsaved && self.saving.is_none() && self.save_after.is_none_or(|after| after <= now) {
-            self.unsaved = false;
-            self.save_after = None;
-            let snapshot = self.data.snapshot();
-            let directory = self.setup.data_directory.clone();
-            self.saving = Some(tokio::task::spawn_blocking(move || data::save(&directory, &snapshot)));
-        }
+        self.keeper.work_off(now, || self.data.snapshot());
     }
 
     fn next_deadline(&mut self) -> Option<Instant> {
@@ -241,8 +279,7 @@ impl Task {
             let now = Instant::now();
             now + self.brake.wait(now)
         });
-        let save = self.save_after.filter(|_| self.unsaved && self.saving.is_none());
-        self.slots.iter().filter_map(Slot::next).chain(brake).chain(save).min()
+        self.slots.iter().filter_map(Slot::next).chain(brake).chain(self.keeper.next()).min()
     }
 
     fn take_signals(&mut self) {
@@ -255,10 +292,7 @@ impl Task {
 
     /// Starts a check if the watcher works in this state; one that runs is followed by another.
     fn start_check(&mut self, index: usize, cause: Cause) {
-        let Some(slot) = self.slots.get(index) else { return };
-        if !slot.definition.is_active_in(&self.state) {
-            return;
-        }
+        let Some(slot) = self.slots.get(index).filter(|slot| slot.works()) else { return };
         if slot.running.is_some() {
             if let Some(slot) = self.slots.get_mut(index) {
                 slot.postpone(cause);
@@ -326,7 +360,9 @@ impl Task {
             Ok(()) if !changed.is_empty() => self.problem = None,
             Ok(()) => {}
         }
-        self.unsaved |= !changed.is_empty();
+        if !changed.is_empty() {
+            self.keeper.changed();
+        }
         if report.announce == Announce::Yes {
             self.announce(index);
         }
@@ -345,7 +381,7 @@ impl Task {
     /// A check that began before its state was left may have begun something since the watcher was told to end it.
     fn end_left_behind(&mut self, index: usize, visit: u64) {
         let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.visit() != visit) else { return };
-        if !slot.definition.is_active_in(&self.state) {
+        if !slot.works() {
             slot.left();
         }
         self.tell_left(index);
@@ -393,36 +429,55 @@ impl Task {
             Fire::Named(event) => Label::new(event).ok(),
         };
         let Some(event) = event else { return Moved::No };
-        let asked = Asked { event, fire, index, visit };
+        self.ask(Asked { event, by: Asker::Watcher { index, visit, fire } })
+    }
+
+    fn ask(&mut self, asked: Asked) -> Moved {
         if self.queued.is_empty() && self.brake.wait(Instant::now()).is_zero() {
             return self.make(&asked);
         }
         let event = &asked.event;
-        if self.queued.iter().any(|other| other.index == index && other.event == *event && other.visit == visit) {
+        if self.queued.contains(&asked) {
             tracing::debug!(machine = self.name(), transition = %event, "already waits");
         } else if self.queued.len() < MAXIMUM_QUEUED {
             tracing::debug!(machine = self.name(), transition = %event, "slowed: the machine moves fast");
             self.queued.push_back(asked);
         } else {
             tracing::warn!(machine = self.name(), transition = %event, "dropped: too many transitions wait");
-            slot.watcher.not_fired(fire);
+            self.not_made(&asked);
         }
         Moved::No
     }
 
-    /// Makes the transition that a watcher asked for, unless its state has been left since: a verdict on that state
-    /// says nothing of the one that followed, even if the machine has come back.
+    /// The watcher that asked learns that nothing came of it.
+    fn not_made(&self, asked: &Asked) {
+        if let Asker::Watcher { index, fire, .. } = asked.by
+            && let Some(slot) = self.slots.get(index)
+        {
+            slot.watcher.not_fired(fire);
+        }
+    }
+
+    /// Makes the transition that was asked for, unless the state of the watcher that asked has been left since: a
+    /// verdict on that state says nothing of the one that followed, even if the machine has come back.
     fn make(&mut self, asked: &Asked) -> Moved {
-        let Some(slot) = self.slots.get(asked.index) else { return Moved::No };
-        if slot.visit() != asked.visit {
+        if let Asker::Watcher { index, visit, .. } = asked.by
+            && let Some(slot) = self.slots.get(index)
+            && slot.visit() != visit
+        {
             let watcher = &slot.definition.name;
             tracing::debug!(machine = self.name(), %watcher, transition = %asked.event, "not fired: its state was left");
-            slot.watcher.not_fired(asked.fire);
+            self.not_made(asked);
             return Moved::No;
         }
-        match self.transition(asked.event.as_str()) {
-            Ok(_) => Moved::Yes,
-            Err(refused) => {
+        match (self.transition(asked.event.as_str()), &asked.by) {
+            (Ok(_), _) => Moved::Yes,
+            // Who subscribes does so in all its states.
+            (Err(refused), Asker::Neighbour(neighbour)) => {
+                tracing::debug!(machine = self.name(), %neighbour, "{refused}");
+                Moved::No
+            }
+            (Err(refused), Asker::Watcher { .. }) => {
                 tracing::warn!(machine = self.name(), "{refused}");
                 Moved::No
             }
@@ -435,32 +490,24 @@ impl Task {
         self.brake.moved(Instant::now());
         tracing::info!(machine = self.name(), transition = event, from = %from_state, to = %to_state, "transition");
         if let Ok(transition) = Label::new(event) {
+            if let Some(presence) = &self.presence {
+                presence.moved(transition.clone(), to_state.clone());
+            }
             let body = Body::Transition { transition, from_state, to_state: to_state.clone() };
             self.setup.bus.publish(Event::new(self.origin.clone(), body));
         }
         for index in 0..self.slots.len() {
-            let Some(slot) = self.slots.get_mut(index) else { continue };
-            if !slot.definition.is_active_in(&self.state) {
-                slot.left();
-                self.tell_left(index);
-            }
+            self.leave(index);
         }
         self.enter();
         Ok(to_state)
     }
 
-    fn saved(&mut self, result: Result<(), String>) {
-        self.saving = None;
-        let problem = result.err();
-        if problem.is_some() {
-            self.unsaved = true;
-            self.save_after = Some(Instant::now() + SAVE_AGAIN);
-        }
-        if self.save_problem != problem {
-            if let Some(problem) = &problem {
+    fn written(&self, told: &keeper::Told) {
+        if *told == keeper::Told::News {
+            if let Some(problem) = self.keeper.problem() {
                 tracing::warn!(machine = self.name(), "{problem}");
             }
-            self.save_problem = problem;
             self.publish_status();
         }
     }
@@ -474,35 +521,29 @@ impl Task {
             id: self.origin.instance.to_string(),
             start_time: self.started,
             available_transitions: self.fsm.available(&self.state),
-            problem: self.save_problem.clone().or_else(|| self.problem.clone()),
-            watchers: self.slots.iter().map(|slot| slot.status(&self.state)).collect(),
+            problem: self.keeper.problem().or(self.problem.as_ref()).cloned(),
+            watchers: self.slots.iter().map(Slot::status).collect(),
         };
         self.publisher.send_replace(Arc::new(status));
     }
 
     async fn stop(&mut self) {
+        self.presence = None;
         self.background.shutdown().await;
         self.checks.shutdown().await;
-        let mut saving = self.saving.take();
-        if self.unsaved {
-            let (earlier, snapshot) = (saving.take(), self.data.snapshot());
-            let directory = self.setup.data_directory.clone();
-            saving = Some(tokio::spawn(async move {
-                if let Some(earlier) = earlier {
-                    _ = earlier.await;
-                }
-                match tokio::task::spawn_blocking(move || data::save(&directory, &snapshot)).await {
-                    Ok(result) => result,
-                    Err(_) => Ok(()),
-                }
-            }));
-        }
-        if let Some(saving) = saving
-            && tokio::time::timeout(SAVE_PATIENCE, saving).await.is_err()
-        {
+        if !self.keeper.finish(self.data.snapshot()).await {
             tracing::warn!(machine = self.name(), "its data was not written in time");
         }
     }
+}
+
+/// News of the machines that the definition names.
+fn listen(setup: &Setup) -> mpsc::Receiver<News> {
+    let definition = &setup.definition;
+    let required = definition.watchers.iter().flat_map(|watcher| &watcher.foreign_state_required);
+    let subscribed = definition.transitions.iter().flat_map(|transition| &transition.subscribe);
+    let names = required.map(|needed| &needed.machine).chain(subscribed.map(|to| &to.machine));
+    setup.services.neighbours.listen(names)
 }
 
 async fn wait_for_stop(commands: &mut mpsc::Receiver<Command>) {
@@ -520,15 +561,4 @@ async fn sleep_until(deadline: Option<Instant>) {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-async fn finished_saving(
-    saving: &mut Option<JoinHandle<Result<(), crate::fs::FileError>>>,
-) -> Option<Result<(), String>> {
-    let result = saving.as_mut()?.await;
-    Some(match result {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(format!("{error}: {}", error.source)),
-        Err(error) => Err(error.to_string()),
-    })
 }

@@ -22,6 +22,7 @@ use crate::sync::Reconciler;
 
 use super::data::{Change, Snapshot};
 use super::definition::{Definition, WatcherDefinition};
+use super::neighbours::Neighbours;
 use super::problem::Problem;
 use super::template::Scope;
 
@@ -120,6 +121,8 @@ pub struct Services {
     /// Runs commands.
     pub commands: Arc<dyn Commands>,
     pub clock: Clock,
+    /// The machines that run beside it.
+    pub neighbours: Arc<Neighbours>,
 }
 
 impl Services {
@@ -134,6 +137,7 @@ impl Services {
             trust: None,
             commands: Arc::new(process::System),
             clock: Clock::System,
+            neighbours: Arc::default(),
         }
     }
 }
