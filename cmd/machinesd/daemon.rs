@@ -91,6 +91,7 @@ impl Daemon {
         if let Some(client) = parts.store.nats() {
             tasks.push(tokio::spawn(events::nats::publish(parts.bus.clone(), client)));
         }
+        tasks.push(tokio::spawn(machines::node::follow(Arc::clone(&parts.node), settings.facts.clone())));
         let (host, host_task) = start_host(settings, &parts, Arc::clone(&parts.node))?;
         let mut daemon = Self { host, parts, host_task, tasks, started };
         daemon.serve(settings, listener);
@@ -117,15 +118,15 @@ impl Daemon {
         self.tasks.push(tokio::spawn(server::serve(listener, Arc::new(api))));
     }
 
-    /// Whether the machines see these facts already.
-    pub fn knows(&self, node: &Node) -> bool {
-        self.parts.node.facts().value() == node.facts().value()
+    /// Takes the facts of a node that was described anew. Whether they are other than before; machines see them at once.
+    pub fn take_facts(&self, node: &Node) -> bool {
+        self.parts.node.set_facts(node.facts().value().clone())
     }
 
     /// Takes new settings. Machines are stopped and started again with them; the store and the state stay open.
-    pub async fn reload(mut self, settings: &Settings, node: Node) -> Result<Self, Failure> {
+    pub async fn reload(mut self, settings: &Settings) -> Result<Self, Failure> {
         self.end().await;
-        Self::start(settings, Parts { node: Arc::new(node), ..self.parts }).await
+        Self::start(settings, self.parts).await
     }
 
     /// Stops the machines and waits for them, within limits.

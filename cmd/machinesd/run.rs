@@ -110,13 +110,15 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
             }
             Err(Failure::Negative) => continue,
         };
-        if settings == next && daemon.knows(&node) {
-            tracing::info!("the settings and the facts are the same as before");
+        let new_facts = daemon.take_facts(&node);
+        if settings == next {
+            let facts = if new_facts { "the facts are new" } else { "so are the facts" };
+            tracing::info!("the settings are the same as before, {facts}");
             continue;
         }
         level.set(next.log.level);
         watchdog.abort();
-        daemon = daemon.reload(&next, node).await?;
+        daemon = daemon.reload(&next).await?;
         settings = next;
         announce(&settings);
         watchdog = tokio::spawn(feed_watchdog(daemon.host.clone()));

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod facts;
+mod follow;
 mod hostname;
 
 use std::io;
@@ -14,6 +15,8 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 use crate::names::{Identity, NameError};
+
+pub use follow::follow;
 
 /// Where commands are looked for when the daemon has no `PATH`.
 const DEFAULT_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -101,15 +104,12 @@ impl Node {
             Some(identity) => identity,
             None => Identity::new(&hostname::fully_qualified()).map_err(NodeError::HostName)?,
         };
-        let mut merged = facts::built_in(&identity);
-        for path in facts_files {
-            facts::merge(&mut merged, facts::read(path)?);
-        }
+        let facts = describe(&identity, facts_files)?;
         let search_path = match std::env::var_os("PATH") {
             Some(path) if !path.is_empty() => search_path(&path),
             _ => search_path(DEFAULT_SEARCH_PATH.as_ref()),
         };
-        Ok(Self::new(identity, serde_json::Value::Object(merged), search_path))
+        Ok(Self::new(identity, facts, search_path))
     }
 
     /// Whether a regular file is at the path; symbolic links are followed, as the reference does.
@@ -150,6 +150,15 @@ impl Node {
         }
         unknown.map_or(Ok(false), Err)
     }
+}
+
+/// The built-in facts with those of the files over them.
+fn describe(identity: &Identity, files: &[PathBuf]) -> Result<serde_json::Value, NodeError> {
+    let mut merged = facts::built_in(identity);
+    for path in files {
+        facts::merge(&mut merged, facts::read(path)?);
+    }
+    Ok(serde_json::Value::Object(merged))
 }
 
 /// `None` when nothing is there.

@@ -132,3 +132,29 @@ fn file(directory: &Path, name: &str, content: &[u8]) -> PathBuf {
 fn node(search_path: Vec<PathBuf>) -> Node {
     Node::new(Identity::new("web1.example.net").unwrap(), serde_json::json!({}), search_path.into())
 }
+
+#[tokio::test]
+async fn facts_follow_their_files_and_stay_while_a_file_is_broken() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("facts.json");
+    let node = Arc::new(Node::discover(Some(Identity::new("n1").unwrap()), &[]).unwrap());
+    let mut changes = node.follow_facts();
+    let following = tokio::spawn(follow(Arc::clone(&node), vec![path.clone()]));
+    let mut write = async |content: &str, role: Option<&str>| {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+        while changes.borrow().value()["role"].as_str() != role {
+            assert!(tokio::time::Instant::now() < deadline, "{content}");
+            // Written again and again: the task may not have begun to look yet.
+            crate::fs::write(&path, content.as_bytes(), 0o644).unwrap();
+            _ = tokio::time::timeout(std::time::Duration::from_secs(1), changes.changed()).await;
+        }
+    };
+    write("{\"role\": \"web\"}", Some("web")).await;
+    write("{\"role\": \"db\"}", Some("db")).await;
+    crate::fs::write(&path, b"{broken", 0o644).unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(node.facts().value()["role"], "db");
+    assert_eq!(node.facts().value()["identity"], "n1");
+    write("{\"role\": \"mended\"}", Some("mended")).await;
+    following.abort();
+}
