@@ -145,6 +145,26 @@ pub fn random_fraction() -> f64 {
     }
 }
 
+/// Where random waits come from; a scenario test must find the same each time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Chance {
+    /// From the system.
+    #[default]
+    Random,
+    /// Every wait is as long as it may be.
+    Longest,
+}
+
+impl Chance {
+    /// A number from 0 to 1.
+    pub fn fraction(self) -> f64 {
+        match self {
+            Self::Random => random_fraction(),
+            Self::Longest => 1.0,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@
 pub mod config;
 pub mod control;
 pub mod host;
+pub mod scenario;
 pub mod watchers;
 pub mod machine;
 pub mod process;

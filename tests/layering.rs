@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&[&str], &str)] = &[
     (&["config"], "knows the settings of every room; only the programs use it"),
     (&["control"], "shows and steers what the host runs"),
-    (&["host"], "runs machines, and hands them the watcher kinds"),
+    (&["host", "scenario"], "run machines, for real and for a test of them, and hand them the watcher kinds"),
     (&["watchers"], "implements the machine's watcher trait, one kind for each file"),
     (&["machine"], "owns definitions, states and the watcher trait; its checks may sync"),
     (&["process"], "runs commands within limits"),

@@ -44,6 +44,19 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+    /// Play the scenarios in machine.test.yaml of these machines, on a clock on which days pass in milliseconds.
+    #[command(after_help = "Example: machinesd test machines/examples/facts")]
+    Test {
+        /// Directories with a machine.yaml and a machine.test.yaml.
+        #[arg(required = true, value_name = "DIR")]
+        directories: Vec<PathBuf>,
+        /// Only scenarios with this in their name.
+        #[arg(long, value_name = "TEXT")]
+        filter: Option<String>,
+        /// How the result is printed.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
     /// Show how this node stands: store, specification, machines and what is wrong with them.
     #[command(after_help = "Example: machinesd status --format json | jq .sync.refused")]
     Status {

@@ -12,6 +12,7 @@ mod run;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod status;
+mod test;
 mod validate;
 mod version;
 mod why;
@@ -34,6 +35,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run { config, once: true } => once::once(&config.file()),
         Command::Dev { directory } => dev::dev(directory.as_deref()),
         Command::Validate { directories, format } => validate::validate(&directories, format),
+        Command::Test { directories, filter, format } => test::test(&directories, filter.as_deref(), format),
         Command::Status { socket, format } => status::status(&socket.socket, format),
         Command::Why { name, socket, format } => why::why(&socket.socket, &name, format),
         Command::Transition { machine, event, socket, format } => {

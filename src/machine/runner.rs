@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use crate::events::Bus;
 use crate::names::Label;
 
+use super::data::Change;
 use super::definition::Definition;
 use super::fsm::Refused;
 use super::status::MachineStatus;
@@ -28,6 +29,7 @@ pub struct Setup {
 
 pub(super) enum Command {
     Transition(String, oneshot::Sender<Result<Label, Refused>>),
+    Change(Vec<Change>, oneshot::Sender<()>),
     Stop,
 }
 
@@ -58,6 +60,19 @@ impl Remote {
         let gone = || Refused::NotRunning { machine: self.status().name.clone() };
         self.commands.send(Command::Transition(event.to_owned(), answer)).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
+    }
+}
+
+impl Remote {
+    /// Changes the machine's data from outside; the watchers that read it look at once.
+    ///
+    /// # Errors
+    /// When the machine is gone or not yet started.
+    pub async fn change(&self, changes: Vec<Change>) -> Result<(), Refused> {
+        let (done, answered) = oneshot::channel();
+        let gone = || Refused::NotRunning { machine: self.status().name.clone() };
+        self.commands.send(Command::Change(changes, done)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
     }
 }
 

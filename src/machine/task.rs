@@ -16,7 +16,7 @@ use crate::events::{Body, Event, Origin};
 use crate::names::{Label, MachineName};
 
 use super::brake::Brake;
-use super::data::Data;
+use super::data::{Change, Data};
 use super::definition::Transition;
 use super::fsm::{Fsm, Refused};
 use super::keeper::{self, Keeper};
@@ -153,7 +153,7 @@ impl Task {
         if let Some(problem) = &self.problem {
             tracing::warn!(machine = self.name(), "{problem}");
         }
-        let splay = self.setup.definition.splay_start.mul_f64(crate::duration::random_fraction());
+        let splay = self.setup.definition.splay_start.mul_f64(self.setup.services.chance.fraction());
         if !splay.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(splay) => {}
@@ -169,6 +169,12 @@ impl Task {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Transition(event, answer)) => _ = answer.send(self.transition(&event)),
+                    Some(Command::Change(changes, done)) => {
+                        let changed = self.store(changes);
+                        self.data_changed(&changed);
+                        self.publish_status();
+                        _ = done.send(());
+                    }
                     Some(Command::Stop) | None => break,
                 },
                 Some(joined) = self.checks.join_next() => self.joined(joined),
@@ -323,7 +329,7 @@ impl Task {
             Finished { index, run_time: started.elapsed(), report, visit }
         });
         if let Some(slot) = self.slots.get_mut(index) {
-            slot.started(Instant::now(), handle, crate::duration::random_fraction());
+            slot.started(Instant::now(), handle, self.setup.services.chance.fraction());
         }
     }
 
@@ -351,18 +357,7 @@ impl Task {
             tracing::warn!(%machine, %watcher, "{error}");
         }
         // The data comes first: whatever is checked from here on must see it.
-        let (changed, stored) = self.data.apply(std::mem::take(&mut report.changes));
-        match stored {
-            Err(error) => {
-                tracing::warn!(%machine, %watcher, "{error}");
-                self.problem = Some(error.to_string());
-            }
-            Ok(()) if !changed.is_empty() => self.problem = None,
-            Ok(()) => {}
-        }
-        if !changed.is_empty() {
-            self.keeper.changed();
-        }
+        let changed = self.store(std::mem::take(&mut report.changes));
         if report.announce == Announce::Yes {
             self.announce(index);
         }
@@ -376,6 +371,23 @@ impl Task {
             self.start_check(index, cause);
         }
         self.publish_status();
+    }
+
+    /// Makes changes of the data; the names of the items that are other than before.
+    fn store(&mut self, changes: Vec<Change>) -> Vec<String> {
+        let (changed, stored) = self.data.apply(changes);
+        match stored {
+            Err(error) => {
+                tracing::warn!(machine = self.name(), "{error}");
+                self.problem = Some(error.to_string());
+            }
+            Ok(()) if !changed.is_empty() => self.problem = None,
+            Ok(()) => {}
+        }
+        if !changed.is_empty() {
+            self.keeper.changed();
+        }
+        changed
     }
 
     /// A check that began before its state was left may have begun something since the watcher was told to end it.
@@ -551,7 +563,7 @@ async fn wait_for_stop(commands: &mut mpsc::Receiver<Command>) {
         match commands.recv().await {
             None | Some(Command::Stop) => return,
             // Dropping the answer tells the caller that the machine has not started yet.
-            Some(Command::Transition(..)) => {}
+            Some(Command::Transition(..) | Command::Change(..)) => {}
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::archive::Fetcher;
 use crate::clock::Clock;
+use crate::duration::Chance;
 use crate::kv::Store;
 use crate::names::Label;
 use crate::node::Node;
@@ -121,6 +122,8 @@ pub struct Services {
     /// Runs commands.
     pub commands: Arc<dyn Commands>,
     pub clock: Clock,
+    /// How long random waits are.
+    pub chance: Chance,
     /// The machines that run beside it.
     pub neighbours: Arc<Neighbours>,
 }
@@ -137,6 +140,7 @@ impl Services {
             trust: None,
             commands: Arc::new(process::System),
             clock: Clock::System,
+            chance: Chance::Random,
             neighbours: Arc::default(),
         }
     }

@@ -68,7 +68,7 @@ impl Watcher for Timer {
             None if check.cause != Cause::Entered => Report::new("stopped"),
             None => {
                 let wait = if self.properties.splay {
-                    self.properties.timer.mul_f64(crate::duration::random_fraction())
+                    self.properties.timer.mul_f64(check.context.services.chance.fraction())
                 } else {
                     self.properties.timer
                 };
