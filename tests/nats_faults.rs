@@ -80,7 +80,7 @@ async fn a_store_opens_while_the_server_is_down_and_works_once_it_is_up() {
     let message = error.to_string();
     assert!(message.starts_with(&format!("could not connect to {}: ", server.url())), "{message}");
     assert!(message.contains("Connection refused"), "{message}");
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     assert!(expect_interrupted(&mut watch).await.contains("Connection refused"));
 
     server.start_again();
