@@ -100,6 +100,19 @@ async fn a_store_opens_while_the_server_is_down_and_works_once_it_is_up() {
 }
 
 #[tokio::test]
+async fn a_host_that_nobody_knows_is_named() {
+    // Longer than a part of a name may be, so no name server is asked.
+    let (host, url) = ("x".repeat(64), format!("nats://{}:4222", "x".repeat(64)));
+    let store = open(&ConnectionSettings::new(Target::parse(&url).unwrap())).await;
+    let expected = format!("could not connect to {url}: the host \"{host}\" has no address that can be found: ");
+    support::eventually("the reason is known", async || {
+        let error = within("the call fails", store.buckets()).await.unwrap_err().to_string();
+        error.starts_with(&expected)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_watch_goes_on_after_the_server_restarted_with_its_data() {
     let mut server = NatsServer::start();
     let store = open(&settings(&server)).await;

@@ -285,12 +285,34 @@ fn observe(
                 .filter_map(|server| server.last_error.as_deref())
                 .map(explain)
                 .max_by_key(|failure| failure.refused);
-            if let Some(worst) = worst {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(worst);
-                changed.send_modify(|count| *count += 1);
+            let (failure, changed) = (Arc::clone(&failure), Arc::clone(&changed));
+            async move {
+                let worst = match worst {
+                    None => unknown_host(servers.iter().map(|server| &server.addr)).await,
+                    known => known,
+                };
+                if let Some(worst) = worst {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(worst);
+                    changed.send_modify(|count| *count += 1);
+                }
+                None
             }
-            std::future::ready(None)
         })
+}
+
+/// The client does not tell of a host name that has no address, which is what a mistyped one is: so ask as it does.
+async fn unknown_host(servers: impl Iterator<Item = &ServerAddr>) -> Option<Failure> {
+    let mut unknown = None;
+    for server in servers {
+        match server.socket_addrs().await {
+            Ok(_) => return None,
+            Err(error) => {
+                let reason = format!("the host {:?} has no address that can be found: {error}", server.host());
+                unknown = Some(Failure { reason, refused: false });
+            }
+        }
+    }
+    unknown
 }
 
 /// The client's reason for a failed attempt, with what to do about it.
