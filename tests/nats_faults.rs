@@ -267,6 +267,23 @@ async fn an_nkey_is_used_from_a_file_and_as_a_seed() {
     open(&settings).await.buckets().await.unwrap();
 }
 
+/// Test vectors, of no use anywhere: an operator with accounts, and a user of one of them.
+const OPERATOR: &str = include_str!("data/nats/operator.conf");
+const USER_CREDENTIALS: &str = include_str!("data/nats/user-credentials.txt");
+
+#[tokio::test]
+async fn a_credentials_file_is_used_and_its_absence_is_told() {
+    let server = NatsServer::with_configuration(OPERATOR);
+    let mut settings = settings(&server);
+    assert!(refused(&settings).await.ends_with(REFUSED));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("user.creds");
+    std::fs::write(&path, USER_CREDENTIALS).unwrap();
+    settings.credentials = Credentials::CredentialsFile(path);
+    let store = open(&settings).await;
+    make_bucket(&*store).await.put("k", Bytes::from_static(b"1")).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_custom_authority_is_trusted_and_another_is_not() {
     let directory = tempfile::tempdir().unwrap();
