@@ -131,7 +131,7 @@ impl Link {
     pub fn connection(&self) -> Connection {
         let connected = self.connected();
         let detail = match self.client.try_server_info() {
-            Some(info) if connected => format!("{} {}", info.server_name, info.version),
+            Some(info) if connected => format!("{} {}", shown(&info.server_name), info.version),
             _ => self.failure().map_or_else(|| "connecting".to_owned(), |failure| failure.reason),
         };
         Connection { url: self.url.clone(), connected, detail }
@@ -313,6 +313,12 @@ async fn unknown_host(servers: impl Iterator<Item = &ServerAddr>) -> Option<Fail
         }
     }
     unknown
+}
+
+/// A server that nobody named is called by its key, of which the beginning says enough.
+fn shown(name: &str) -> String {
+    let is_key = name.len() == 56 && name.starts_with('N') && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_key { format!("{}…", name.get(..12).unwrap_or(name)) } else { name.to_owned() }
 }
 
 /// The client's reason for a failed attempt, with what to do about it.
