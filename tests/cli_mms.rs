@@ -168,6 +168,8 @@ fn packing_shows_every_fault_at_its_place_and_packs_nothing() {
     scene.write("object.json", "{}\n");
     scene.write("many.json", format!("[{}]", vec!["null"; 60].join(",\n")));
     scene.run("mms pack faults.json --force").run("mms pack syntax.json --force").run("mms pack object.json --force");
+    scene.write("spec.json", std::fs::read(format!("{GOLDEN}/spec.json")).unwrap());
+    scene.run("mms pack spec.json --force");
     scene.run("mms pack many.json --force 2>&1 | tail -1").run("mms pack absent.json").run("printf '' | mms pack -");
     scene.matches("mms/pack_faults");
 }

@@ -48,6 +48,8 @@ impl Place {
             kinds: machines::watchers::KINDS,
             services: Arc::clone(&lab.services),
             bus: lab.bus.clone(),
+            // What a test sees was told by the system.
+            rescan: Duration::from_secs(3600),
         };
         let (host, task) = host::start(setup);
         Self { lab, host, task }
@@ -114,10 +116,8 @@ async fn finds_machines_promptly_and_skips_what_is_unfinished() {
     }
     fs::write(place.directory("a-file"), "not a directory").unwrap();
     fs::create_dir(place.directory("empty")).unwrap();
-    let begin = Instant::now();
     place.write("good", &text("good"));
     let status = place.runs("good").await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "told by the system, not found by the rescan");
     assert_eq!((status.name.as_str(), status.version.as_str(), status.state.as_str()), ("good", "1.2.3", "A"));
     assert_eq!(status.path, place.directory("good"));
     place.problem("empty", "could not open").await;
@@ -137,13 +137,11 @@ async fn a_changed_definition_is_loaded_and_one_that_was_only_touched_is_not() {
     place.looked().await;
     let touched = place.status("one").unwrap();
     assert_eq!((&touched.id, touched.state.as_str()), (&first.id, "B"), "the same text is no change");
-    let begin = Instant::now();
     place.write("one", &text("one").replace("1.2.3", "1.2.4"));
     eventually("the new version", || async {
         place.status("one").is_some_and(|status| status.version.as_str() == "1.2.4")
     })
     .await;
-    assert!(begin.elapsed() < Duration::from_secs(5));
     let second = place.status("one").unwrap();
     assert_ne!(first.id, second.id);
     assert_eq!(second.state.as_str(), "A");
@@ -239,18 +237,14 @@ async fn a_directory_that_appears_later_or_is_replaced_is_followed() {
     let place = Place::start(Lab::new().await, Vec::new());
     assert!(place.host.answers().await);
     assert!(place.host.reports().is_empty());
-    let begin = Instant::now();
     place.write("one", &text("one"));
     place.runs("one").await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "told by the system, not found by the rescan");
     // Replaced within one look: the system's watch is on the directory that is gone.
     fs::rename(place.lab.path("local"), place.lab.path("old")).unwrap();
     fs::create_dir(place.lab.path("local")).unwrap();
     place.gone("one").await;
-    let begin = Instant::now();
     place.write("two", &text("two"));
     place.runs("two").await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "told by the system, not found by the rescan");
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ async fn a_machine_keeps_its_files_while_its_successor_can_not_be_run_and_no_lon
         kinds: machines::watchers::KINDS,
         services: Arc::new(services),
         bus: lab.bus.clone(),
+        rescan: host::RESCAN,
     });
     let machine = || host.reports().into_iter().find_map(|report| report.machine);
     let runs = |version: &'static str| machine().is_some_and(|machine| machine.version.as_str() == version);

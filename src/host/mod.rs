@@ -32,7 +32,10 @@ use load::Loaded;
 use scan::Found;
 
 /// Directories are looked at this often even if nobody said that they changed.
-const RESCAN: Duration = Duration::from_secs(10);
+pub const RESCAN: Duration = Duration::from_secs(10);
+/// After a look that the system called for there is one more: a new directory may have been filled, or the local one
+/// made anew, in the moment before the system's watch was on it.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// The loop gives a sign of life this often.
 const BEAT: Duration = Duration::from_secs(2);
 /// So many machines are read and verified at once.
@@ -63,6 +66,8 @@ pub struct Setup {
     pub kinds: &'static [Kind],
     pub services: Arc<Services>,
     pub bus: Bus,
+    /// How often to look without being told of a change: [`RESCAN`], unless a test wants to see what is told.
+    pub rescan: Duration,
 }
 
 /// A machine as the host knows it.
@@ -232,6 +237,7 @@ impl Host {
     async fn run(mut self, mut stop: mpsc::Receiver<oneshot::Sender<()>>, beat: watch::Sender<()>) {
         let mut changes = self.setup.services.sync.as_ref().map(|sync| sync.changes());
         let rescan = Arc::clone(&self.rescan);
+        let mut pause = SECOND_LOOK;
         let done = 'run: loop {
             self.watch_local_directory();
             {
@@ -240,20 +246,20 @@ impl Host {
                     _ = beat.send(());
                 }
             }
-            let next = tokio::time::Instant::now() + RESCAN;
-            loop {
+            let next = tokio::time::Instant::now() + pause.min(self.setup.rescan);
+            pause = loop {
                 _ = beat.send(());
                 tokio::select! {
                     done = stop.recv() => break 'run done,
                     () = tokio::time::sleep(BEAT) => {}
                     () = rescan.notified() => {
                         tokio::time::sleep(SETTLE).await;
-                        break;
+                        break SECOND_LOOK;
                     }
-                    () = changed(&mut changes) => break,
-                    () = tokio::time::sleep_until(next) => break,
+                    () = changed(&mut changes) => break self.setup.rescan,
+                    () = tokio::time::sleep_until(next) => break self.setup.rescan,
                 }
-            }
+            };
         };
         let everything = self.entries.keys().cloned().collect();
         self.stop_entries(everything).await;

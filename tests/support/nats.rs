@@ -4,9 +4,12 @@
 #![allow(dead_code, reason = "shared by programs of which each uses a part")]
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use tokio::net::TcpSocket;
 
 /// Certificates of a server, in files.
 pub struct Certificates {
@@ -47,8 +50,24 @@ pub struct NatsServer {
     directory: tempfile::TempDir,
     /// Lines of the configuration file.
     configuration: String,
-    port: u16,
+    port: Port,
     child: Option<Child>,
+}
+
+/// A port of our own, also while the server that listens on it is stopped: it stays bound, so that the system gives it
+/// to nobody else who asks for any port, and both sides allow its reuse, so that the server may listen on it.
+struct Port {
+    number: u16,
+    _bound: TcpSocket,
+}
+
+impl Port {
+    fn reserve() -> Self {
+        let bound = TcpSocket::new_v4().unwrap();
+        bound.set_reuseaddr(true).unwrap();
+        bound.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        Self { number: bound.local_addr().unwrap().port(), _bound: bound }
+    }
 }
 
 impl NatsServer {
@@ -60,7 +79,8 @@ impl NatsServer {
     /// A server with these further lines in its configuration (`authorization { token: t }`).
     pub fn with_configuration(configuration: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut server = Self { directory, configuration: configuration.to_owned(), port: 0, child: None };
+        let mut server =
+            Self { directory, configuration: configuration.to_owned(), port: Port::reserve(), child: None };
         server.start_again();
         server
     }
@@ -73,17 +93,16 @@ impl NatsServer {
 
     /// A server's place that is not running yet; its port is known.
     pub fn stopped() -> Self {
-        let mut server = Self::start();
-        server.stop();
-        server
+        let (directory, port) = (tempfile::tempdir().unwrap(), Port::reserve());
+        Self { directory, configuration: String::new(), port, child: None }
     }
 
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://127.0.0.1:{}", self.port.number)
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number
     }
 
     /// Kills it, as a power cut would.
@@ -104,7 +123,7 @@ impl NatsServer {
         let configuration = root.join("server.conf");
         fs::write(&configuration, &self.configuration).unwrap();
         let log = fs::File::options().create(true).append(true).open(root.join("log")).unwrap();
-        let port = if self.port == 0 { "-1".to_owned() } else { self.port.to_string() };
+        let port = self.port.number.to_string();
         let child = Command::new(binary())
             .args(["--addr", "127.0.0.1", "--port", &port, "--jetstream", "--store_dir"])
             .arg(root.join("data"))
@@ -118,7 +137,7 @@ impl NatsServer {
             .spawn()
             .unwrap();
         self.child = Some(child);
-        self.port = self.wait_for_port(&ports);
+        self.wait_for_port(&ports);
     }
 
     pub fn restart(&mut self) {
@@ -133,17 +152,16 @@ impl NatsServer {
     }
 
     /// The server writes the file when it listens.
-    fn wait_for_port(&mut self, ports: &Path) -> u16 {
+    fn wait_for_port(&mut self, ports: &Path) {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
-            let found = fs::read_dir(ports).unwrap().filter_map(Result::ok).find_map(|file| {
-                let content = fs::read_to_string(file.path()).ok()?;
-                let ports: serde_json::Value = serde_json::from_str(&content).ok()?;
-                let url = ports["nats"][0].as_str()?.to_owned();
-                url.rsplit(':').next()?.parse().ok()
+            let listens = fs::read_dir(ports).unwrap().filter_map(Result::ok).any(|file| {
+                let content = fs::read_to_string(file.path()).unwrap_or_default();
+                let ports = serde_json::from_str::<serde_json::Value>(&content).unwrap_or_default();
+                ports["nats"][0].as_str().is_some_and(|url| url.ends_with(&format!(":{}", self.port.number)))
             });
-            if let Some(port) = found {
-                return port;
+            if listens {
+                return;
             }
             let child = self.child.as_mut().unwrap();
             let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();

@@ -131,7 +131,7 @@ impl Link {
     pub fn connection(&self) -> Connection {
         let connected = self.connected();
         let detail = match self.client.try_server_info() {
-            Some(info) if connected => format!("{} {}", info.server_name, info.version),
+            Some(info) if connected => format!("{} {}", shown(&info.server_name), info.version),
             _ => self.failure().map_or_else(|| "connecting".to_owned(), |failure| failure.reason),
         };
         Connection { url: self.url.clone(), connected, detail }
@@ -285,12 +285,40 @@ fn observe(
                 .filter_map(|server| server.last_error.as_deref())
                 .map(explain)
                 .max_by_key(|failure| failure.refused);
-            if let Some(worst) = worst {
-                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(worst);
-                changed.send_modify(|count| *count += 1);
+            let (failure, changed) = (Arc::clone(&failure), Arc::clone(&changed));
+            async move {
+                let worst = match worst {
+                    None => unknown_host(servers.iter().map(|server| &server.addr)).await,
+                    known => known,
+                };
+                if let Some(worst) = worst {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(worst);
+                    changed.send_modify(|count| *count += 1);
+                }
+                None
             }
-            std::future::ready(None)
         })
+}
+
+/// The client does not tell of a host name that has no address, which is what a mistyped one is: so ask as it does.
+async fn unknown_host(servers: impl Iterator<Item = &ServerAddr>) -> Option<Failure> {
+    let mut unknown = None;
+    for server in servers {
+        match server.socket_addrs().await {
+            Ok(_) => return None,
+            Err(error) => {
+                let reason = format!("the host {:?} has no address that can be found: {error}", server.host());
+                unknown = Some(Failure { reason, refused: false });
+            }
+        }
+    }
+    unknown
+}
+
+/// A server that nobody named is called by its key, of which the beginning says enough.
+fn shown(name: &str) -> String {
+    let is_key = name.len() == 56 && name.starts_with('N') && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if is_key { format!("{}…", name.get(..12).unwrap_or(name)) } else { name.to_owned() }
 }
 
 /// The client's reason for a failed attempt, with what to do about it.
