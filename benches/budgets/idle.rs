@@ -51,9 +51,38 @@ pub fn measure_start() -> Vec<Row> {
         }
     };
     vec![
+        thousand_started(),
         row("local", &local, "directories in local_dir, one exec watcher each"),
         row("managed", &managed, "installed by sync, 100 KB each, every file verified before its machine runs"),
     ]
+}
+
+/// As many watchers as the memory is measured with. No budget speaks of it: a figure to know.
+fn thousand_started() -> Row {
+    let archives = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let node = fleet_of(1_000, "local", &tool(archives.path()));
+    let run = |_| {
+        let begun = std::time::Instant::now();
+        runtime().block_on(async {
+            node.start().until(Duration::from_millis(20), |status| running(status) >= 1_000).await;
+            begun.elapsed()
+        })
+    };
+    let times: Vec<Duration> = (0..3).map(run).collect();
+    Row {
+        what: "start -> 1,000 machines, 5,000 watchers".to_owned(),
+        budget: "none".to_owned(),
+        measured: format!("median {} ms", median(&times).as_millis()),
+        peer: NOT_MEASURED.to_owned(),
+        verdict: Verdict::NoBudget,
+        method: "3 starts of the process, until /v1/status shows all with a state; embedded store".to_owned(),
+    }
+}
+
+/// What the archive watchers keep.
+fn tool(directory: &Path) -> Built {
+    let files = [("bin/tool", vec![7; 20_000]), ("tool.conf", b"a = 1\n".to_vec())];
+    fleet::archive(directory, "tool", "name: tool\n", &files)
 }
 
 fn starts(node: &Node) -> Vec<Duration> {
@@ -68,12 +97,7 @@ fn starts(node: &Node) -> Vec<Duration> {
 pub fn measure_idle() -> Vec<Row> {
     let server = NatsServer::start();
     let archives = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let tool = fleet::archive(
-        archives.path(),
-        "tool",
-        "name: tool\n",
-        &[("bin/tool", vec![7; 20_000]), ("tool.conf", b"a = 1\n".to_vec())],
-    );
+    let tool = tool(archives.path());
     runtime().block_on(async {
         let url = server.url();
         let start = async |machines: usize| {
@@ -88,12 +112,13 @@ pub fn measure_idle() -> Vec<Row> {
         let hundred = start(100).await;
         let ten = start(10).await;
         tokio::time::sleep(SETTLING).await;
-        let before = hundred.1.processor_time();
+        let before = (hundred.1.processor_time(), thousand.1.processor_time());
         tokio::time::sleep(WINDOW).await;
-        let after = hundred.1.processor_time();
+        let after = (hundred.1.processor_time(), thousand.1.processor_time());
         let memory = |daemon: &Daemon| daemon.memory_kibibytes() as f64 * 1024.0 / 1e6;
         let share = |before: Duration, after: Duration| (after - before).as_secs_f64() / WINDOW.as_secs_f64() * 100.0;
-        let (own, commands) = (share(before.0, after.0), share(before.1, after.1));
+        let (own, commands) = (share(before.0.0, after.0.0), share(before.0.1, after.0.1));
+        let (thousand_own, thousand_commands) = (share(before.1.0, after.1.0), share(before.1.1, after.1.1));
         let kinds = "per machine: exec, 2 kv (poll), archive, at 1m, and a timer";
         let since = SETTLING.as_secs() + WINDOW.as_secs();
         vec![
@@ -110,6 +135,14 @@ pub fn measure_idle() -> Vec<Row> {
                      {commands:.2} % more",
                     WINDOW.as_secs()
                 ),
+            },
+            Row {
+                what: "processor: 1,000 machines, 5,000 watch.".to_owned(),
+                budget: "none".to_owned(),
+                measured: format!("{thousand_own:.2} % of a core"),
+                peer: NOT_MEASURED.to_owned(),
+                verdict: Verdict::NoBudget,
+                method: format!("as above, 4,000 checks; the commands themselves took {thousand_commands:.2} % more"),
             },
         ]
     })
