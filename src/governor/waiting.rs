@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -39,7 +40,7 @@ pub struct StoreGovernors {
 
 struct Shared {
     slots: Option<Arc<dyn Slots>>,
-    /// What is being left in the background.
+    /// What is being asked for and left in the background.
     leaving: TaskTracker,
 }
 
@@ -48,7 +49,7 @@ impl StoreGovernors {
         Self { shared: Arc::new(Shared { slots: store.slots(), leaving: TaskTracker::new() }) }
     }
 
-    /// Waits until every slot that was dropped is left, for a program that is about to end; not longer than `patience`.
+    /// Waits until every slot that was dropped or given up is left, for a program that is about to end; not longer than `patience`.
     pub async fn settle(&self, patience: Duration) {
         self.shared.leaving.close();
         if timeout(patience, self.shared.leaving.wait()).await.is_err() {
@@ -75,10 +76,12 @@ impl Governors for StoreGovernors {
         let mut waiting = Some(wish);
         let mut attempts = 0;
         while let Some(wish) = waiting.take() {
-            let attempt = tokio::spawn(wish.attempt());
+            let (sender, answer) = oneshot::channel();
+            // What nobody waits for any more is dropped within the task, so that `settle` waits for its leaving as well.
+            self.shared.leaving.spawn(async move { drop(sender.send(wish.attempt().await)) });
             let end = deadline.max(Instant::now() + SHORTEST_PATIENCE);
             let waited = || begin.elapsed();
-            let Ok(Ok((wish, result))) = timeout_at(end, attempt).await else {
+            let Ok(Ok((wish, result))) = timeout_at(end, answer).await else {
                 return Err(GovernorError::NoAnswer { name: name.clone(), waited: waited() });
             };
             let error = match result {

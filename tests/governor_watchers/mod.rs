@@ -1,16 +1,21 @@
 //! The promises of watchers and of sync that act under a governor.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use machines::archive::{FetchSettings, Fetcher};
-use machines::governor::{Governors, Slot, StoreGovernors};
+use machines::governor::{GovernorError, Governors, Slot, StoreGovernors};
 use machines::journal::Journal;
 use machines::kv::{GovernorSettings, Slots};
 use machines::machine::runner::Handle;
 use machines::machine::status::WatcherStatus;
+use machines::machine::watcher::Services;
 use machines::names::{GovernorName, Identity, MachineName, Version};
 use machines::node::Node;
+use machines::process::{Command, Commands, Ended, ProcessError};
 use machines::spec::{Trust, pack};
 use machines::sync::{Pass, Purge, Reconciler, Removals};
 
@@ -92,17 +97,36 @@ async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(400)).await;
 }
 
-#[tokio::test]
+/// Commands that take almost all of their time, and see who holds a slot meanwhile.
+struct Slow {
+    slots: Arc<dyn Slots>,
+    seen: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl Commands for Slow {
+    async fn run(&self, command: Command) -> Result<Ended, ProcessError> {
+        tokio::time::sleep(command.timeout - Duration::from_millis(1)).await;
+        let held = self.slots.held(&name()).await.unwrap().into_iter().map(|slot| slot.holder);
+        self.seen.lock().unwrap().extend(held);
+        Ok(Ended { failure: None, standard_output: Vec::new(), output: Vec::new(), truncated: false })
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn exec_runs_its_command_under_a_slot_and_the_waiting_is_not_its_time() {
-    let governed = Governed::new().await;
+    let mut governed = Governed::new().await;
+    let slow = Arc::new(Slow { slots: Arc::clone(&governed.slots), seen: Mutex::default() });
+    let commands: Arc<dyn Commands> = Arc::clone(&slow) as _;
+    governed.lab.services = Arc::new(Services { commands, ..Services::clone(&governed.lab.services) });
     let slot = governed.hold().await;
-    // The wait below is longer than the command's own limit.
-    let handle = governed.spawn("exec", "command: sh -c 'sleep 0.1'\ntimeout: 300ms\n");
-    a_moment().await;
+    let handle = governed.spawn("exec", "command: sleep 1\ntimeout: 1s\n");
+    tokio::time::sleep(Duration::from_secs(240)).await;
     assert_eq!(watcher(&handle.remote.status(), "run").checks, 0);
     slot.leave().await;
-    eventually("its own slot", || async { governed.holders().await == ["runner#run @ node1.example.net"] }).await;
-    assert_eq!(checked(&handle).await.outcome, "success");
+    let status = checked(&handle).await;
+    assert_eq!((status.outcome, status.last_error), ("success", None));
+    assert_eq!(*slow.seen.lock().unwrap(), ["runner#run @ node1.example.net"]);
     assert_eq!(handle.remote.status().state.as_str(), "GOOD");
     governed.free().await;
 }
@@ -129,22 +153,42 @@ async fn exec_goes_on_with_a_clear_error_when_its_governor_does_not_exist() {
     assert_eq!(handle.remote.status().state.as_str(), "BAD");
 }
 
+/// Governors that count who asks.
+struct Counting {
+    inner: StoreGovernors,
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl Governors for Counting {
+    async fn enter(&self, name: &GovernorName, who: &str, patience: Duration) -> Result<Slot, GovernorError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.inner.enter(name, who, patience).await
+    }
+}
+
 #[tokio::test]
 async fn a_state_that_is_left_and_a_machine_that_is_stopped_end_the_waiting() {
-    let governed = Governed::new().await;
+    let mut governed = Governed::new().await;
+    let counting = Arc::new(Counting { inner: governed.governors.clone(), asked: AtomicUsize::new(0) });
+    let governors: Arc<dyn Governors> = Arc::clone(&counting) as _;
+    governed.lab.services = Arc::new(Services { governors, ..Services::clone(&governed.lab.services) });
+    let asked = |count| {
+        let asked = &counting.asked;
+        eventually("that it waits", move || async move { asked.load(Ordering::SeqCst) == count })
+    };
     let slot = governed.hold().await;
     let handle = governed.spawn("exec", "command: touch ran\n");
-    a_moment().await;
+    asked(1).await;
     handle.remote.transition("bad").await.unwrap();
     let status = checked(&handle).await;
     assert_eq!((status.outcome, status.last_error), ("skipped", None));
     handle.stop().await;
     let handle = governed.spawn("exec", "command: touch ran\n");
-    a_moment().await;
+    asked(2).await;
     crate::within("the stop", handle.stop()).await;
     slot.leave().await;
     governed.governors.settle(LONG).await;
-    a_moment().await;
     assert_eq!(governed.holders().await, Vec::<String>::new());
     assert!(!governed.lab.machine_directory("runner").join("ran").exists());
 }
