@@ -457,7 +457,7 @@ fn a_reader_that_goes_away_ends_the_program_quietly() {
 #[test]
 fn governors_are_made_shown_used_and_deleted_in_the_embedded_store() {
     let mut scene = Scene::new();
-    scene.replacing(&[(r" {8}\d+s {2}", "        [AGO]  "), (r"@ \S+\b", "@ [HOST]")]);
+    scene.replacing(&[(r"\b\d+s {7,8}", "[AGO]  "), (r"@ \S+\b", "@ [HOST]")]);
     scene.prepare("mkdir state");
     let on = "export MACHINES_KV=local:state/kv.db";
     scene.run_with(on, "mms governor list").run_with(on, "mms governor add UPDATES 2 10m");

@@ -6,6 +6,8 @@
 //! fleet, and in the embedded store this node. A slot is not renewed: one that outlives the governor's expiry is gone,
 //! and what goes on under it goes on.
 
+#[cfg(test)]
+mod tests;
 mod waiting;
 
 use std::fmt;

@@ -46,7 +46,11 @@ struct Shared {
 
 impl StoreGovernors {
     pub fn new(store: &dyn Store) -> Self {
-        Self { shared: Arc::new(Shared { slots: store.slots(), leaving: TaskTracker::new() }) }
+        Self::of(store.slots())
+    }
+
+    pub(super) fn of(slots: Option<Arc<dyn Slots>>) -> Self {
+        Self { shared: Arc::new(Shared { slots, leaving: TaskTracker::new() }) }
     }
 
     /// Waits until every slot that was dropped or given up is left, for a program that is about to end; not longer than `patience`.
@@ -230,11 +234,17 @@ impl Holding {
             }
         }
         if self.doubtful {
-            self.search().await;
-            sleep(LATE_ARRIVAL).await;
-            self.search().await;
+            let (tracker, handle) = (self.shared.leaving.clone(), self.handle.clone());
+            // Who leaves a slot does not wait for one that he may not have.
+            drop(tracker.spawn_on(self.search_twice(), &handle));
         }
         left
+    }
+
+    async fn search_twice(self) {
+        self.search().await;
+        sleep(LATE_ARRIVAL).await;
+        self.search().await;
     }
 
     async fn leave_one(&self, sequence: u64) -> Left {

@@ -66,9 +66,11 @@ pub async fn run(
              governor \"{name}\" may need a longer expiry"
         )),
         Ok(Left::Untold) | Err(_) => {
-            warn(format!("the slot of governor \"{name}\" could not be left; it is free when it expires"))
+            warn(format!("the slot of governor \"{name}\" could not be left; it is free when it expires"));
         }
     }
+    // A slot of which we can't be sure is looked for.
+    governors.settle(LEAVE_PATIENCE / 5).await;
     match code_of(ended?) {
         0 => Ok(()),
         code => Err(Failure::Code(code)),

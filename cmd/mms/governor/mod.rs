@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use machines::kv::{CreateDatabase, GovernorSettings, GovernorStatus, HeldSlot, KvError, Owner, Slots, Store};
 use machines::names::GovernorName;
-use serde_json::json;
+use serde::Serialize;
 
 use self::arguments::GovernorCommand;
 use crate::kv::print::one_line;
@@ -19,6 +19,14 @@ use crate::store;
 
 /// Of what a holder says of itself, this much is shown.
 const SHOWN_CHARACTERS: usize = 200;
+
+/// A governor with its holders.
+#[derive(Serialize)]
+struct View<'a> {
+    #[serde(flatten)]
+    governor: &'a GovernorStatus,
+    slots: &'a [HeldSlot],
+}
 
 pub async fn run(url: Option<&str>, command: GovernorCommand) -> Result<(), Failure> {
     match command {
@@ -43,7 +51,7 @@ pub async fn run(url: Option<&str>, command: GovernorCommand) -> Result<(), Fail
             // Which says so when there is no such governor, and what was there.
             let before = slots.governor(&name).await?;
             slots.reset(&name).await?;
-            note(format!("freed all slots of governor \"{name}\"; taken were {}", before.taken));
+            note(format!("freed every slot of governor \"{name}\" ({} taken)", before.taken));
             Ok(())
         }
         GovernorCommand::Delete { name } => {
@@ -90,11 +98,7 @@ fn list(governors: &[GovernorStatus], format: Format) -> Result<(), Failure> {
 
 fn show(governor: &GovernorStatus, held: &[HeldSlot], format: Format) -> Result<(), Failure> {
     if format == Format::Json {
-        let mut document = serde_json::to_value(governor)?;
-        if let Some(document) = document.as_object_mut() {
-            document.insert("slots".to_owned(), json!(held));
-        }
-        return json(&document);
+        return json(&View { governor, slots: held });
     }
     line(format!("governor      {}", governor.name));
     line(format!("slots taken   {}", taken(governor)));
