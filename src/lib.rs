@@ -14,6 +14,7 @@ pub mod machine;
 pub mod process;
 pub mod sync;
 pub mod archive;
+pub mod governor;
 pub mod kv;
 pub mod events;
 pub mod journal;

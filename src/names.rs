@@ -183,6 +183,27 @@ impl Identity {
 }
 string_newtype!(Identity);
 
+/// The name of a governor: a fleet-wide limit on how many do something at once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GovernorName(std::sync::Arc<str>);
+
+impl GovernorName {
+    /// Accepts `^[a-zA-Z0-9_-]{1,128}$`: it becomes part of a stream's name and of a NATS subject.
+    ///
+    /// # Errors
+    /// Names the rule that the text breaks.
+    pub fn new(text: &str) -> Result<Self, NameError> {
+        let valid = (1..=LABEL_MAXIMUM_BYTES).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+        if valid {
+            return Ok(Self(text.into()));
+        }
+        Err(NameError::new("governor name", text, "it has 1 to 128 letters, digits, '_' and '-'"))
+    }
+}
+string_newtype!(GovernorName);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +232,17 @@ mod tests {
     fn an_error_quotes_control_characters() {
         let error = Label::new("up\u{1b}[2J").unwrap_err();
         assert!(error.to_string().contains("\\u{1b}"), "{error}");
+    }
+
+    #[test]
+    fn governor_names_cannot_hold_subject_syntax() {
+        for good in ["UPDATES", "a", "9_-", &"a".repeat(128)] {
+            assert_eq!(GovernorName::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a.b", "a b", ">", "*", "é", "a\n", &"a".repeat(129)] {
+            let error = GovernorName::new(bad).unwrap_err().to_string();
+            assert!(error.contains("is not a valid governor name: it has 1 to 128"), "{error}");
+        }
     }
 
     #[test]

@@ -44,8 +44,11 @@ fn every_command_explains_itself_with_an_example() {
     let commands = ["", "keys", "pack", "verify", "match", "archive", "archive build", "archive check", "archive put"];
     let kv = ["add", "put", "get", "create", "update", "del", "purge", "ls", "history", "watch", "status"];
     let kv = kv.iter().map(|command| format!("kv {command}"));
+    let governor = ["", " add", " run", " view", " list", " evict", " reset", " delete"];
+    let governor = governor.iter().map(|command| format!("governor{command}"));
     let mut scene = Scene::new();
-    for command in commands.iter().map(|command| (*command).to_owned()).chain(["kv".to_owned()]).chain(kv) {
+    let commands = commands.iter().map(|command| (*command).to_owned()).chain(["kv".to_owned()]).chain(kv);
+    for command in commands.chain(governor) {
         let line = format!("mms {command} --help").replace("  ", " ");
         scene.run(&line);
         let help = scene.prepare(&line);
@@ -451,4 +454,22 @@ fn a_reader_that_goes_away_ends_the_program_quietly() {
     let output = scene.output("for i in $(seq 50); do mms kv status A --kv local:kv.db; done | head -1");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "bucket          A\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn governors_are_made_shown_used_and_deleted_in_the_embedded_store() {
+    let mut scene = Scene::new();
+    scene.replacing(&[(r"\b\d+s {7,8}", "[AGO]  "), (r"@ \S+\b", "@ [HOST]")]);
+    scene.prepare("mkdir state");
+    let on = "export MACHINES_KV=local:state/kv.db";
+    scene.run_with(on, "mms governor list").run_with(on, "mms governor add UPDATES 2 10m");
+    scene.run_with(on, "mms governor add UPDATES 3 1h --format json").run_with(on, "mms governor list");
+    scene.run_with(on, "mms governor run UPDATES -- sh -c 'mms governor view UPDATES; exit 3'");
+    scene.run_with(on, "mms governor run UPDATES -- mms governor reset UPDATES");
+    scene.run_with(on, "mms governor view UPDATES --format json").run_with(on, "mms governor evict UPDATES 1");
+    scene.run_with(on, "mms governor list --format json").run_with(on, "mms governor delete UPDATES");
+    scene.run_with(on, "mms governor view UPDATES").run_with(on, "mms governor run UPDATES -- true");
+    scene.run_with(on, "mms governor add UPDATES 0 10m").run_with(on, "mms governor add UPDATES 1 10");
+    scene.run_with(on, "mms governor add a.b 1 10m").run_with(on, "mms governor run UPDATES");
+    scene.matches("mms/governor");
 }

@@ -9,6 +9,7 @@ use machines::archive::Fetcher;
 use machines::config::Settings;
 use machines::control::server::{self, Api, Listener, SyncApi};
 use machines::events::{self, Bus};
+use machines::governor::{Governors, StoreGovernors};
 use machines::host::built_in::{ManagerSettings, definitions};
 use machines::host::{self, HostHandle};
 use machines::journal::Journal;
@@ -24,11 +25,15 @@ use crate::shared::Failure;
 /// A stopping daemon waits this long for its machines; what has not ended then is killed with the process.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
 
+/// How long the slots of governors that its machines held may take to be left.
+pub const SLOT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The parts that live as long as the process.
 pub struct Parts {
     pub store: Arc<dyn Store>,
     pub reconciler: Arc<Reconciler>,
     pub bus: Bus,
+    pub governors: StoreGovernors,
     fetcher: Arc<Fetcher>,
     node: Arc<Node>,
     journal: Journal,
@@ -46,8 +51,11 @@ impl Parts {
         let store = machines::kv::open(&settings.kv).await?;
         let fetcher = Arc::new(Fetcher::new(settings.fetch.clone(), Some(Arc::clone(&store)))?);
         let journal = Journal::open(&settings.state_dir.join("state.db"))?;
-        let reconciler = Arc::new(Reconciler::open(sync, Arc::clone(&node), Arc::clone(&fetcher), journal.clone())?);
-        Ok(Self { store, reconciler, bus: Bus::default(), fetcher, node, journal })
+        let governors = StoreGovernors::new(&*store);
+        let governing: Arc<dyn Governors> = Arc::new(governors.clone());
+        let (own, fetching, writing) = (Arc::clone(&node), Arc::clone(&fetcher), journal.clone());
+        let reconciler = Arc::new(Reconciler::open_governed(sync, own, fetching, writing, Some(governing))?);
+        Ok(Self { store, reconciler, bus: Bus::default(), governors, fetcher, node, journal })
     }
 }
 
@@ -138,6 +146,7 @@ impl Daemon {
         if tokio::time::timeout(STOP_PATIENCE, self.host.stop()).await.is_err() {
             tracing::warn!("some machines did not stop in time");
         }
+        self.parts.governors.settle(SLOT_PATIENCE).await;
         self.host_task.abort();
         for task in &self.tasks {
             task.abort();
@@ -163,6 +172,7 @@ fn start_host(settings: &Settings, parts: &Parts, node: Arc<Node>) -> Result<(Ho
         archive_limits: settings.archive.clone(),
         sync: settings.sync.enabled.then(|| Arc::clone(&parts.reconciler)),
         trust,
+        governors: Arc::new(parts.governors.clone()),
         ..Services::new(node, Arc::clone(&parts.store), Arc::clone(&parts.fetcher))
     };
     Ok(host::start(host::Setup {

@@ -6,7 +6,7 @@ use machines::config::{File, Settings};
 use machines::kv::KvError;
 use machines::sync::{Pass, Removals, nothing_published};
 
-use crate::daemon::{Parts, purge};
+use crate::daemon::{Parts, SLOT_PATIENCE, purge};
 use crate::logging;
 use crate::run::{load, runtime};
 use crate::shared::{Failure, converged_unless, line};
@@ -36,6 +36,7 @@ async fn pass(settings: &Settings) -> Result<(), Failure> {
         }
         _ => parts.reconciler.resume(&settings.trust, purge(settings)).await,
     };
+    parts.governors.settle(SLOT_PATIENCE).await;
     let mut complaints = Vec::new();
     match &offered {
         Ok(Some(_)) => {}

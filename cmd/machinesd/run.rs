@@ -93,7 +93,7 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
                 tracing::error!("the settings in force stay: {}", machines::errors::chain(&*error));
                 continue;
             }
-            Err(Failure::Negative) => continue,
+            Err(Failure::Negative | Failure::Code(_)) => continue,
         };
         if needs_restart(&settings, &next) {
             tracing::error!(
@@ -108,7 +108,7 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
                 tracing::error!("the settings in force stay: {}", machines::errors::chain(&*error));
                 continue;
             }
-            Err(Failure::Negative) => continue,
+            Err(Failure::Negative | Failure::Code(_)) => continue,
         };
         let new_facts = daemon.take_facts(&node);
         if settings == next {

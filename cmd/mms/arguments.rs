@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use machines::digest::Sha256Digest;
 use machines::names::{Identity, MachineName};
 
+use crate::governor::arguments::GovernorCommand;
 use crate::kv::size;
 use crate::shared::Format;
 
@@ -32,7 +33,7 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// Where `kv` and `archive put` find the store.
+/// Where `kv`, `governor` and `archive put` find the store.
 #[derive(Debug, Args)]
 pub struct StoreAddress {
     // No doc comments where they would be links.
@@ -104,6 +105,9 @@ pub enum Command {
     /// Read and write key-value buckets, in NATS or in the embedded store.
     #[command(subcommand, after_help = "Example: mms kv ls --kv local:/var/lib/machines/kv.db")]
     Kv(KvCommand),
+    /// Limit how many nodes do something at once.
+    #[command(subcommand, after_help = "Example: mms governor add UPDATES 3 10m")]
+    Governor(GovernorCommand),
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,6 +5,7 @@
 mod archive;
 mod arguments;
 mod faults;
+mod governor;
 mod input;
 mod keys;
 mod kv;
@@ -49,6 +50,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let refused = if force { archive::Refused::StoredAnyway } else { archive::Refused::NotStored };
             store::block_on(url, archive::put(url, &file, &target, refused))
         }
+        Command::Governor(command) => store::block_on(url, governor::run(url, command)),
         Command::Kv(command) => store::block_on(url, kv::run(url, command)),
     }
 }

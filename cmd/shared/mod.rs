@@ -25,6 +25,8 @@ pub enum Failure {
     Error(Box<dyn std::error::Error + Send + Sync>),
     /// Exit code 1: a negative result that has been printed already.
     Negative,
+    /// The exit code of a command that was run, which has said what there is to say.
+    Code(u8),
     /// Exit code 2: settings or arguments that can't be used; trying again won't help.
     Usage(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -40,6 +42,7 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
     let (error, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Negative) => return ExitCode::FAILURE,
+        Err(Failure::Code(code)) => return ExitCode::from(code),
         Err(Failure::Error(error)) => (error, ExitCode::FAILURE),
         Err(Failure::Usage(error)) => (error, ExitCode::from(2)),
     };

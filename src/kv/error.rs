@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::fs::FileError;
+use crate::names::GovernorName;
 
 /// A failed operation on a store.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,15 @@ pub enum KvError {
         size_limit(*limit_bytes)
     )]
     TooLarge { bucket: String, key: String, size_bytes: u64, limit_bytes: Option<u64> },
+
+    #[error("governor \"{governor}\" does not exist; make it with `mms governor add {governor} CAPACITY EXPIRE`")]
+    NoGovernor { governor: GovernorName },
+    #[error(
+        "governor \"{governor}\" has no slot {sequence}; `mms governor view {governor}` shows those that are taken"
+    )]
+    NoSlot { governor: GovernorName, sequence: u64 },
+    #[error("could not set up governor \"{governor}\": {reason}")]
+    InvalidGovernor { governor: GovernorName, reason: String },
 
     #[error("could not connect to {url}: {reason}")]
     Connect { url: String, reason: String },

@@ -9,6 +9,7 @@ mod local;
 mod names;
 mod nats;
 mod settings;
+mod slots;
 mod tls;
 
 use std::pin::Pin;
@@ -25,6 +26,10 @@ pub use environment::EnvironmentLookup;
 pub use error::KvError;
 pub use names::{check_bucket, check_key, pattern_matches};
 pub use settings::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Secret, Target, Tls};
+pub use slots::{
+    Claim, DEFAULT_COLLECTIVE, GovernorSettings, GovernorStatus, HeldSlot, MAXIMUM_CAPACITY, MAXIMUM_EXPIRE,
+    MINIMUM_EXPIRE, Owner, Slots, Taken,
+};
 pub use tls::install_tls_provider;
 
 /// Largest accepted `history`, the limit of JetStream.
@@ -148,9 +153,13 @@ pub trait Store: Send + Sync {
     async fn get_object(&self, bucket: &str, name: &str) -> Result<ObjectReader, KvError>;
     /// Stores an object, making the bucket if needed; replaces one of the same name.
     async fn put_object(&self, bucket: &str, name: &str, content: ObjectReader) -> Result<(), KvError>;
+    /// The slots of governors, kept beside the buckets; `None` for a store that keeps none.
+    fn slots(&self) -> Option<Arc<dyn Slots>> {
+        None
+    }
     /// For status: connected or not, and to what; never a password.
     fn connection(&self) -> Connection;
-    /// The NATS connection, for events and governors; `None` for the embedded store.
+    /// The NATS connection, for events; `None` for the embedded store.
     fn nats(&self) -> Option<async_nats::Client>;
 }
 

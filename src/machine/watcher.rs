@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use crate::archive::Fetcher;
 use crate::clock::Clock;
 use crate::duration::Chance;
+use crate::governor::{Governors, StoreGovernors};
 use crate::kv::Store;
 use crate::names::Label;
 use crate::node::Node;
@@ -119,6 +120,8 @@ pub struct Services {
     pub sync: Option<Arc<Reconciler>>,
     /// The keys of the settings or of the binary; they override those of a machine.
     pub trust: Option<Trust>,
+    /// Limits on how many do something at once.
+    pub governors: Arc<dyn Governors>,
     /// Runs commands.
     pub commands: Arc<dyn Commands>,
     pub clock: Clock,
@@ -131,9 +134,11 @@ pub struct Services {
 impl Services {
     /// The services of a node that manages no specification, with what is usual for everything else.
     pub fn new(node: Arc<Node>, store: Arc<dyn Store>, fetcher: Arc<Fetcher>) -> Self {
+        let governors = Arc::new(StoreGovernors::new(&*store));
         Self {
             node,
             store,
+            governors,
             fetcher,
             archive_limits: crate::archive::Limits::default(),
             sync: None,

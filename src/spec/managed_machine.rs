@@ -9,7 +9,7 @@ use super::raw::RawEntry;
 use super::{place, raw};
 use crate::digest::Sha256Digest;
 use crate::expr::MatchExpression;
-use crate::names::MachineName;
+use crate::names::{GovernorName, MachineName};
 
 /// The checksums file of an archive; the format knows no other.
 const CHECKSUMS_FILE: &str = "SHA256SUMS";
@@ -80,7 +80,8 @@ pub struct ManagedMachine {
     /// SHA-256 of the `SHA256SUMS` file in it.
     pub verify_checksum: Sha256Digest,
     pub matcher: MatchExpression,
-    pub governor: Option<String>,
+    /// Taken while it is installed, upgraded or repaired.
+    pub governor: Option<GovernorName>,
 }
 
 /// Reads and validates the whole list.
@@ -169,10 +170,8 @@ impl Checked<'_, '_> {
             let shown: String = verify.chars().take(80).collect();
             self.problem(Some("verify"), format!("it is {shown:?}; it must be {CHECKSUMS_FILE:?} or absent"));
         }
-        let governor = self.raw.get("governor").map(str::to_owned);
-        if let Some(name) = &governor
-            && (name.len() > 128 || !name.bytes().all(is_name_byte))
-        {
+        let governor = self.raw.get("governor").map(GovernorName::new).transpose();
+        if governor.is_err() {
             let reason = "a governor's name has 1 to 128 letters, digits, '_' and '-'".to_owned();
             self.problem(Some("governor"), reason);
         }
@@ -188,7 +187,7 @@ impl Checked<'_, '_> {
             checksum: checksum?,
             verify_checksum: verify_checksum?,
             matcher: matcher?,
-            governor,
+            governor: governor.ok().flatten(),
         })
     }
 

@@ -18,6 +18,7 @@
 //! In: a step. Out: done, or why not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::memory::{Memory, Turn, blocking};
 use super::plan::Action;
@@ -26,9 +27,13 @@ use super::store::{CopyName, Staging};
 use crate::archive::{self, ArchiveError, FetchError};
 use crate::digest::Sha256Digest;
 use crate::fs::FileError;
+use crate::governor::{GovernorError, Slot};
 use crate::journal::DatabaseError;
-use crate::names::MachineName;
+use crate::names::{GovernorName, MachineName};
 use crate::spec::{ManagedMachine, Source};
+
+/// How long a step waits for its governor's slot, as in the reference; then it has failed, and is tried again later.
+const SLOT_PATIENCE: Duration = Duration::from_mins(5);
 
 /// Why a step could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,9 @@ pub(super) enum StepError {
         expected: Sha256Digest,
         got: Sha256Digest,
     },
+    /// Nothing was done.
+    #[error(transparent)]
+    Governor(#[from] GovernorError),
     #[error(transparent)]
     Unpack(#[from] ArchiveError),
     #[error(transparent)]
@@ -60,6 +68,9 @@ pub(super) enum StepError {
 }
 
 /// Carries out an action on a machine. `entry` is what the specification says of it; only a removal goes without.
+///
+/// The slot of a governor comes first and the place among this node's own after it: who waits for the fleet must not hold
+/// up what else the node has to do. When the future is dropped, the slot is left.
 pub(super) async fn apply(
     memory: &Arc<Memory>,
     turn: &Turn,
@@ -67,6 +78,13 @@ pub(super) async fn apply(
     action: &Action,
     entry: Option<&ManagedMachine>,
 ) -> Result<(), StepError> {
+    let governor = entry.and_then(|entry| entry.governor.as_ref()).filter(|_| *action != Action::Remove);
+    let _slot = match governor {
+        Some(governor) => Some(enter(memory, name, governor).await?),
+        None => None,
+    };
+    // Never closed.
+    let _place = memory.places.acquire().await;
     match (action, entry) {
         (Action::Install | Action::Upgrade { .. } | Action::Repair { .. }, Some(entry)) => {
             put_in_place(memory, turn, entry).await
@@ -82,6 +100,12 @@ pub(super) async fn apply(
         }
         _ => Ok(()),
     }
+}
+
+async fn enter(memory: &Memory, name: &MachineName, governor: &GovernorName) -> Result<Slot, GovernorError> {
+    let Some(governors) = &memory.governors else { return Err(GovernorError::None { name: governor.clone() }) };
+    let description = format!("installs {name} @ {}", memory.node.identity);
+    governors.enter(governor, &description, SLOT_PATIENCE).await
 }
 
 /// Lets the machine run from a sound copy of the entry's archive, downloading it when the store has none.

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio::task::JoinError;
 
 use super::Settings;
@@ -16,6 +16,7 @@ use super::state::State;
 use super::status::SyncStatus;
 use super::store::Store;
 use crate::archive::Fetcher;
+use crate::governor::Governors;
 use crate::journal::Journal;
 use crate::names::MachineName;
 use crate::node::Node;
@@ -25,6 +26,10 @@ pub(super) struct Memory {
     pub settings: Settings,
     pub node: Arc<Node>,
     pub fetcher: Arc<Fetcher>,
+    /// `None` where no entry may ask for one.
+    pub governors: Option<Arc<dyn Governors>>,
+    /// For machines that are worked on at the same time.
+    pub places: Semaphore,
     pub journal: Journal,
     pub state: State,
     pub store: Store,

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use lease::Lease;
 pub use plan::{Action, HeldRemovals, Purge, Removals};
@@ -43,6 +43,7 @@ use self::store::{CopyName, Store};
 use crate::archive::{self, Fetcher};
 use crate::errors::chain;
 use crate::fs::{self, FileError};
+use crate::governor::Governors;
 use crate::journal::{DatabaseError, Journal};
 use crate::names::MachineName;
 use crate::node::Node;
@@ -130,10 +131,25 @@ impl Reconciler {
     /// # Errors
     /// When another process holds the lock, or the directory or the state database can't be used.
     pub fn open(
+        settings: Settings,
+        node: Arc<Node>,
+        fetcher: Arc<Fetcher>,
+        journal: Journal,
+    ) -> Result<Self, SyncError> {
+        Self::open_governed(settings, node, fetcher, journal, None)
+    }
+
+    /// As [`Self::open`], with governors: an entry that names one is installed, upgraded and repaired under its slot.
+    /// Without them such an entry fails.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_governed(
         mut settings: Settings,
         node: Arc<Node>,
         fetcher: Arc<Fetcher>,
         journal: Journal,
+        governors: Option<Arc<dyn Governors>>,
     ) -> Result<Self, SyncError> {
         let state_dir = settings.state_dir.clone();
         let prepare = |source| SyncError::Prepare { state_dir: state_dir.clone(), source };
@@ -152,9 +168,11 @@ impl Reconciler {
             status: Mutex::new(status),
             machines_stored: Mutex::new(Stored::Unknown),
             changes: watch::Sender::new(0),
+            places: Semaphore::new(settings.parallel_downloads.get().min(Semaphore::MAX_PERMITS)),
             settings,
             node,
             fetcher,
+            governors,
             journal,
             state,
             store,

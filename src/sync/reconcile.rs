@@ -32,6 +32,9 @@ const NOT_TODAY: &str = "the one accepted before does not hold today";
 /// How long one match expression may take; longer, and a file system that it looks at hangs.
 const MATCH_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Steps that are under way; most of them wait, for one of the few places or for a governor.
+const WAITING: usize = 1_024;
+
 /// Which specification to follow.
 pub(super) enum Offer {
     /// One that was just received.
@@ -85,8 +88,7 @@ async fn try_pass(
     let mut prepared = blocking(memory, turn, move |memory| prepare(memory, offer, &trust, purge)).await??;
     let steps = std::mem::take(&mut prepared.plan.steps);
     let entries = &prepared.entries;
-    let limit = memory.settings.parallel_downloads.get();
-    let running = stream::iter(steps).map(|step| execute(memory, turn, step, entries)).buffer_unordered(limit);
+    let running = stream::iter(steps).map(|step| execute(memory, turn, step, entries)).buffer_unordered(WAITING);
     let mut done: Vec<Done> = running.collect().await;
     done.sort_by(|one, other| one.step.name.cmp(&other.step.name));
     Ok(blocking(memory, turn, move |memory| finish(memory, prepared, done)).await?)
@@ -269,9 +271,6 @@ async fn execute(
     if let Some(expression) = entry.map(|entry| entry.matcher.source()).filter(|_| step.action != Action::Remove) {
         let expression = if expression.is_empty() { "every node" } else { expression };
         tracing::info!(machine = %name, "matched: {expression}; to do: {}", step.action.word());
-    }
-    if let Some(governor) = entry.and_then(|entry| entry.governor.as_deref()) {
-        tracing::warn!(machine = %name, "governor {governor:?} is not honoured by this version: nothing limits how many nodes do this at once");
     }
     let result = apply(memory, turn, &name, &step.action, entry).await;
     let (result, retry_after) = match result {

@@ -13,11 +13,14 @@ use tokio::sync::Semaphore;
 
 use crate::archive::{unpack, verify_directory};
 use crate::digest::Sha256Digest;
+use crate::machine::template::Template;
 use crate::machine::watcher::{
     BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Watcher, schema_of,
 };
 use crate::names::MachineName;
 use crate::spec::{Credentials, Source};
+
+use super::governed::{Governed, five_minutes};
 
 /// The row in `KINDS`.
 pub const KIND: Kind = Kind {
@@ -60,6 +63,12 @@ struct Properties {
     #[serde(default = "five_minutes", deserialize_with = "crate::duration::deserialize")]
     #[schemars(schema_with = "crate::duration::schema")]
     timeout: Duration,
+    /// The governor whose slot is held while the archive is fetched and put in place.
+    governor: Option<Template>,
+    /// How long a slot is waited for, besides the time for fetching; then the check has failed.
+    #[serde(default = "five_minutes", deserialize_with = "crate::duration::deserialize")]
+    #[schemars(schema_with = "crate::duration::schema")]
+    governor_timeout: Duration,
 }
 
 /// Archive watchers of this process that look or work at one time; the others wait. When a node with many of them starts,
@@ -68,10 +77,6 @@ static PLACES: Semaphore = Semaphore::const_new(4);
 
 fn list_name() -> String {
     "SHA256SUMS".to_owned()
-}
-
-fn five_minutes() -> Duration {
-    Duration::from_secs(300)
 }
 
 #[derive(Clone)]
@@ -84,6 +89,7 @@ struct Archive {
     creates: MachineName,
     target: PathBuf,
     timeout: Duration,
+    governed: Arc<Governed>,
 }
 
 fn build(context: &BuildContext<'_>) -> Built {
@@ -113,6 +119,8 @@ fn build(context: &BuildContext<'_>) -> Built {
             None
         }
     };
+    let (governor, patience) = (properties.governor, properties.governor_timeout);
+    let governed = Arc::new(Governed::new(context, governor, patience, &mut problems));
     match (source, checksum, verify_checksum, creates) {
         (Some(source), Some(checksum), Some(verify_checksum), Some(creates)) if problems.is_empty() => {
             Ok(Arc::new(Archive {
@@ -124,6 +132,7 @@ fn build(context: &BuildContext<'_>) -> Built {
                 creates,
                 target: properties.target,
                 timeout: properties.timeout,
+                governed,
             }))
         }
         _ => Err(problems),
@@ -260,7 +269,7 @@ impl Watcher for Archive {
     async fn check(&self, check: Check) -> Report {
         let this = self.clone();
         // Never closed.
-        let _place = PLACES.acquire().await;
+        let place = PLACES.acquire().await;
         let inspected = tokio::task::spawn_blocking(move || this.inspect()).await;
         let (outcome, reason) = match inspected {
             Ok(Ok(())) => return Report::new("verified").fire(Fire::Success).announce(),
@@ -268,7 +277,19 @@ impl Watcher for Archive {
             Err(error) => return Report::error(error.to_string()),
         };
         tracing::info!(machine = %check.context.definition.name, watcher = %check.context.watcher, "{outcome}: {reason}");
-        match self.install(&check.context).await {
+        // Who waits for the fleet holds up no other archive of this node.
+        drop(place);
+        let _slot = match self.governed.enter(&check).await {
+            Ok(slot) => slot,
+            Err(report) => return report,
+        };
+        let installing = async {
+            let _place = PLACES.acquire().await;
+            self.install(&check.context).await
+        };
+        let limit = self.timeout;
+        let late = || Err(format!("it took longer than {}", crate::duration::format(limit)));
+        match tokio::time::timeout(limit, installing).await.unwrap_or_else(|_| late()) {
             Ok(()) => Report::new("downloaded").fire(Fire::Success).announce(),
             Err(error) if outcome == "verify_failed" => {
                 let error = Some(format!("{reason}; and it can't be replaced: {error}"));
@@ -279,7 +300,16 @@ impl Watcher for Archive {
     }
 
     fn timeout(&self) -> Duration {
-        self.timeout
+        self.timeout + self.governed.patience()
+    }
+
+    fn left(&self) -> Option<Report> {
+        self.governed.left();
+        None
+    }
+
+    fn looks_up(&self) -> Vec<String> {
+        self.governed.looks_up()
     }
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {

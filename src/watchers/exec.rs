@@ -14,7 +14,10 @@ use crate::machine::watcher::{
     BuildContext, Built, Check, Fire, Fires, Kind, Report, Seen, Watcher, Writes, schema_of,
 };
 
+use crate::machine::template::Template;
 use crate::process::{self, Command, Ended};
+
+use super::governed::{Governed, five_minutes};
 
 /// The row in `KINDS`.
 pub const KIND: Kind = Kind {
@@ -61,6 +64,12 @@ struct Properties {
     /// ends is left alone in any case, so that a command can start a service.)
     #[serde(default)]
     disown: bool,
+    /// The governor whose slot is held while the command runs.
+    governor: Option<Template>,
+    /// How long a slot is waited for, besides the command's own limit; then the check has failed.
+    #[serde(default = "five_minutes", deserialize_with = "crate::duration::deserialize")]
+    #[schemars(schema_with = "crate::duration::schema")]
+    governor_timeout: Duration,
 }
 
 fn one_second() -> Duration {
@@ -71,12 +80,15 @@ struct Exec {
     properties: Properties,
     words: Vec<String>,
     environment: Vec<(String, String)>,
+    governed: Governed,
 }
 
 fn build(context: &BuildContext<'_>) -> Built {
     let properties: Properties = context.properties()?;
     _ = properties.gather_initial_state;
     let mut problems = Vec::new();
+    let (governor, patience) = (properties.governor.clone(), properties.governor_timeout);
+    let governed = Governed::new(context, governor, patience, &mut problems);
     let words = match shell_words::split(&properties.command) {
         Ok(words) if words.is_empty() => {
             problems.push(context.fault("command", "command is empty"));
@@ -105,7 +117,7 @@ fn build(context: &BuildContext<'_>) -> Built {
     if properties.timeout.is_zero() {
         problems.push(context.fault("timeout", "timeout must be longer than 0s"));
     }
-    if problems.is_empty() { Ok(Arc::new(Exec { properties, words, environment })) } else { Err(problems) }
+    if problems.is_empty() { Ok(Arc::new(Exec { properties, words, environment, governed })) } else { Err(problems) }
 }
 
 impl Exec {
@@ -157,6 +169,10 @@ fn tail(output: &[u8]) -> String {
 #[async_trait]
 impl Watcher for Exec {
     async fn check(&self, check: Check) -> Report {
+        let _slot = match self.governed.enter(&check).await {
+            Ok(slot) => slot,
+            Err(report) => return report,
+        };
         let context = &check.context;
         let command = Command {
             words: self.words.clone(),
@@ -183,7 +199,16 @@ impl Watcher for Exec {
 
     /// The command's own limit ends it first; this is for a disk that hangs.
     fn timeout(&self) -> Duration {
-        self.properties.timeout + Duration::from_secs(10)
+        self.properties.timeout + Duration::from_secs(10) + self.governed.patience()
+    }
+
+    fn left(&self) -> Option<Report> {
+        self.governed.left();
+        None
+    }
+
+    fn looks_up(&self) -> Vec<String> {
+        self.governed.looks_up()
     }
 
     fn writes(&self) -> Writes {

@@ -3,6 +3,7 @@
 
 mod archive;
 mod exec;
+mod governed;
 mod kv;
 mod machines;
 mod timer;

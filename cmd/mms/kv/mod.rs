@@ -1,6 +1,6 @@
 //! `mms kv`: buckets and keys, with the same words over NATS and over the embedded store.
 
-mod print;
+pub mod print;
 pub mod size;
 
 use std::path::Path;

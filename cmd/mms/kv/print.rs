@@ -106,7 +106,7 @@ fn moment(time: Timestamp) -> String {
 }
 
 /// A value for one line of a terminal: what could move the cursor is replaced.
-fn one_line(value: &[u8], limit: usize) -> String {
+pub fn one_line(value: &[u8], limit: usize) -> String {
     let text = String::from_utf8_lossy(value);
     let text = text.trim_end();
     let clean = |character: char| if character.is_control() { '\u{fffd}' } else { character };

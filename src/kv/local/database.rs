@@ -110,6 +110,7 @@ impl Database {
             transaction.execute_batch(TABLES).map_err(fail)?;
             transaction.pragma_update(None, "user_version", FORMAT).map_err(fail)?;
         }
+        transaction.execute_batch(super::slots::TABLES).map_err(fail)?;
         transaction.commit().map_err(fail)?;
         Ok(Self {
             path: path.to_owned(),

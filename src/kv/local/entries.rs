@@ -265,7 +265,7 @@ fn entry(bucket: &str, row: &Row<'_>) -> rusqlite::Result<Entry> {
 }
 
 /// SQLite's integers have a sign; ours never are below zero.
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(column).map(i64::unsigned_abs)
 }
 

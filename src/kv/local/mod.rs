@@ -1,11 +1,12 @@
 //! The embedded store: an SQLite file in WAL mode, which the daemon and `mms` use at the same time, each from its own
 //! process. It keeps the promises of a JetStream bucket: revisions, history, time to live, deletions as entries.
 //! `database` is the file and its tables, `entries` the statements on them, `watch` follows changes of any process,
-//! `objects` are plain files beside the database.
+//! `objects` are plain files beside the database, `slots` are the governors.
 
 mod database;
 mod entries;
 mod objects;
+mod slots;
 mod watch;
 
 use std::path::Path;
@@ -18,7 +19,7 @@ use self::entries::Change;
 use super::names::check_pattern;
 use super::settings::CreateDatabase;
 use super::{
-    Bucket, BucketSettings, BucketStatus, Connection, Entry, KvError, ObjectReader, Operation, Store, Watch,
+    Bucket, BucketSettings, BucketStatus, Connection, Entry, KvError, ObjectReader, Operation, Slots, Store, Watch,
     check_bucket, check_key, check_settings,
 };
 
@@ -162,6 +163,10 @@ impl Store for LocalStore {
 
     async fn put_object(&self, bucket: &str, name: &str, content: ObjectReader) -> Result<(), KvError> {
         objects::put(self.database.path(), bucket, name, content).await
+    }
+
+    fn slots(&self) -> Option<Arc<dyn Slots>> {
+        Some(Arc::new(slots::LocalSlots::new(Arc::clone(&self.database))))
     }
 
     fn connection(&self) -> Connection {

@@ -35,6 +35,12 @@ pub(super) mod code {
     pub const WRONG_LAST_SEQUENCE: u64 = 10_071;
     pub const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10_164;
     pub const STREAM_NAME_IN_USE: u64 = 10_058;
+    /// Maximum messages exceeded, and other reasons for which a stream can't take a message.
+    pub const STORE_FAILED: u64 = 10_077;
+    /// The stream that took the message is not the one that was meant.
+    pub const WRONG_STREAM: u64 = 10_060;
+    pub const SEQUENCE_NOT_FOUND: u64 = 10_043;
+    pub const DELETE_FAILED: u64 = 10_057;
     pub const MESSAGE_TOO_LARGE: u64 = 10_054;
     pub const NOT_ENABLED: u64 = 10_076;
     pub const NOT_ENABLED_FOR_ACCOUNT: u64 = 10_039;

@@ -1,5 +1,5 @@
 //! The store on NATS JetStream. `link` keeps the connection, `bucket` does the calls, `consumer` reads a bucket's
-//! entries in order, `watch` keeps such a reading alive, `objects` is the object store.
+//! entries in order, `watch` keeps such a reading alive, `objects` is the object store, `slots` are the governors.
 //!
 //! The calls speak the JetStream API themselves instead of through the client's own key-value type: each is then one
 //! request with one deadline, its errors keep the server's codes, and a get asks the leader, which the client's does
@@ -10,6 +10,7 @@ mod consumer;
 mod credentials;
 mod link;
 mod objects;
+mod slots;
 mod watch;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use url::Url;
 use self::bucket::NatsBucket;
 use self::link::{ApiFailure, Link, code};
 use super::settings::ConnectionSettings;
-use super::{Bucket, BucketSettings, Connection, KvError, ObjectReader, Store, check_bucket, check_settings};
+use super::{Bucket, BucketSettings, Connection, KvError, ObjectReader, Slots, Store, check_bucket, check_settings};
 
 /// A connection to NATS.
 pub(super) struct NatsStore {
@@ -116,6 +117,10 @@ impl Store for NatsStore {
 
     async fn put_object(&self, bucket: &str, name: &str, content: ObjectReader) -> Result<(), KvError> {
         objects::put(&self.link, bucket, name, content).await
+    }
+
+    fn slots(&self) -> Option<Arc<dyn Slots>> {
+        Some(Arc::new(slots::NatsSlots::new(Arc::clone(&self.link))))
     }
 
     fn connection(&self) -> Connection {
