@@ -32,6 +32,7 @@ pub struct Slot {
     outcome: &'static str,
     run_time: Duration,
     checks: u64,
+    errors: u64,
     last_check: Option<Timestamp>,
     last_error: Option<String>,
     detail: Option<String>,
@@ -56,6 +57,7 @@ impl Slot {
             outcome: "unknown",
             run_time: Duration::ZERO,
             checks: 0,
+            errors: 0,
             last_check: None,
             last_error: None,
             detail: None,
@@ -143,6 +145,7 @@ impl Slot {
         self.again = report.again.map(|again| now + again);
         self.run_time = run_time;
         self.checks = self.checks.saturating_add(1);
+        self.errors = self.errors.saturating_add(u64::from(report.error.is_some()));
         self.last_check = Some(Timestamp::now());
         self.note(report);
     }
@@ -179,6 +182,7 @@ impl Slot {
             active: self.definition.is_active_in(state),
             outcome: self.outcome,
             checks: self.checks,
+            errors: self.errors,
             last_check: self.last_check,
             last_error: self.last_error.clone(),
             detail: self.detail.clone(),

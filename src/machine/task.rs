@@ -72,6 +72,7 @@ pub(super) struct Task {
     queued: VecDeque<Asked>,
     origin: Origin,
     started: Timestamp,
+    transitions: u64,
     /// About the data itself.
     problem: Option<String>,
     /// Why the data is not on disk.
@@ -109,6 +110,7 @@ impl Task {
             id: origin.instance.to_string(),
             start_time: started,
             available_transitions: Vec::new(),
+            transitions: 0,
             problem: None,
             watchers: Vec::new(),
         };
@@ -128,6 +130,7 @@ impl Task {
             queued: VecDeque::new(),
             origin,
             started,
+            transitions: 0,
             problem,
             save_problem: None,
             publisher: watch::Sender::new(Arc::new(empty)),
@@ -433,6 +436,7 @@ impl Task {
         let to_state = self.fsm.transition(&self.state, event)?;
         let from_state = std::mem::replace(&mut self.state, to_state.clone());
         self.brake.moved(Instant::now());
+        self.transitions = self.transitions.saturating_add(1);
         tracing::info!(machine = self.name(), transition = event, from = %from_state, to = %to_state, "transition");
         if let Ok(transition) = Label::new(event) {
             let body = Body::Transition { transition, from_state, to_state: to_state.clone() };
@@ -474,6 +478,7 @@ impl Task {
             id: self.origin.instance.to_string(),
             start_time: self.started,
             available_transitions: self.fsm.available(&self.state),
+            transitions: self.transitions,
             problem: self.save_problem.clone().or_else(|| self.problem.clone()),
             watchers: self.slots.iter().map(|slot| slot.status(&self.state)).collect(),
         };

@@ -22,6 +22,7 @@ use crate::sync::Reconciler;
 
 use super::data::{Change, Snapshot};
 use super::definition::{Definition, WatcherDefinition};
+use super::panel::Panel;
 use super::problem::Problem;
 use super::template::Scope;
 
@@ -120,6 +121,8 @@ pub struct Services {
     /// Runs commands.
     pub commands: Arc<dyn Commands>,
     pub clock: Clock,
+    /// Where watchers show what the HTTP listener and Prometheus read.
+    pub panel: Arc<Panel>,
 }
 
 impl Services {
@@ -134,6 +137,7 @@ impl Services {
             trust: None,
             commands: Arc::new(process::System),
             clock: Clock::System,
+            panel: Arc::default(),
         }
     }
 }
