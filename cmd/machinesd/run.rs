@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use machines::config::{ConfigError, File, Settings};
+use machines::control::listener;
 use machines::host::HostHandle;
 use machines::host::built_in::COMPILED_PUBLIC_KEY;
 use machines::spec::Trust;
@@ -110,7 +111,15 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
             }
             Err(Failure::Negative) => continue,
         };
-        if settings == next && daemon.knows(&node) {
+        // Read anew also when the settings are the same: the token may be another one.
+        let token = match next.http.as_ref().map(listener::token).transpose() {
+            Ok(token) => token.flatten(),
+            Err(error) => {
+                tracing::error!("the settings in force stay: {}", machines::errors::chain(&error));
+                continue;
+            }
+        };
+        if settings == next && daemon.knows(&node) && daemon.takes(token.as_ref()) {
             tracing::info!("the settings and the facts are the same as before");
             continue;
         }
