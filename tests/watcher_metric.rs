@@ -6,18 +6,22 @@
 mod engine;
 mod support;
 
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
 use engine::{Lab, watcher};
-use machines::machine::definition::Definition;
 use machines::machine::panel::{Exposure, Measured, Shown};
 use machines::machine::runner::Handle;
 use machines::machine::status::WatcherStatus;
+use machines::machine::watcher::Services;
 use machines::names::{Label, MachineName};
+use machines::process::{Command, Commands, Ended, ProcessError};
 use serde_json::{Value, json};
-use std::path::Path;
-use std::sync::Arc;
 use support::{eventually, within};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 /// A machine with one metric watcher, whose first measurement comes within a second.
 fn text(properties: &str) -> String {
@@ -180,25 +184,42 @@ async fn a_command_that_fails_is_late_or_prints_nonsense_fires_the_fail_transiti
     }
 }
 
+/// Remembers when commands were run, and answers for them.
+#[derive(Default)]
+struct Stub(Mutex<Vec<Instant>>);
+
+#[async_trait]
+impl Commands for Stub {
+    async fn run(&self, _: Command) -> Result<Ended, ProcessError> {
+        self.0.lock().unwrap().push(Instant::now());
+        let output = b"OK|a=1".to_vec();
+        Ok(Ended { failure: None, exit_code: Some(0), standard_output: output.clone(), output, truncated: false })
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn the_first_measurement_is_splayed_and_the_interval_is_kept_from_then_on() {
-    let lab = Lab::new().await;
-    let text = text("      command: \"true\"\n      interval: 1h\n");
-    let handle = lab.spawn_real(&text);
-    engine::settle().await;
-    assert_eq!(watcher(&handle.remote.status(), "cpu-load").outcome, "skipped", "it waits for its moment");
-    handle.stop().await;
-    let watchers = engine::build(&text).unwrap();
-    let context = machines::machine::watcher::Context {
-        services: Arc::clone(&lab.services),
-        definition: Arc::new(Definition::parse(Path::new("machine.yaml"), &text).unwrap()),
-        watcher: Label::new("cpu-load").unwrap(),
-        directory: lab.path("a"),
-        data_directory: lab.path("b"),
-    };
-    let background = watchers[0].1.observe(&context, machines::machine::watcher::Signal::default()).unwrap();
-    assert_eq!(lab.services.panel.all().len(), 0, "nothing is shown before the first measurement");
-    drop(background);
+async fn the_first_measurement_comes_within_the_interval_and_the_others_an_interval_apart() {
+    let hour = Duration::from_secs(3_600);
+    let watchers_own = text("      command: a\n").replace("    properties:", "    interval: 1h\n    properties:");
+    for text in [text("      command: a\n      interval: 1h\n"), watchers_own] {
+        let mut lab = Lab::new().await;
+        let stub = Arc::new(Stub::default());
+        let commands = Arc::clone(&stub) as Arc<dyn Commands>;
+        lab.services = Arc::new(Services { commands, ..Services::clone(&lab.services) });
+        let begin = Instant::now();
+        let handle = lab.spawn_real(&text);
+        engine::settle().await;
+        assert_eq!(watcher(&handle.remote.status(), "cpu-load").outcome, "skipped", "it waits for its moment");
+        assert!(lab.services.panel.all().is_empty(), "nothing is shown before the first measurement");
+        tokio::time::sleep(hour * 10).await;
+        let times = stub.0.lock().unwrap().clone();
+        assert!(times.len() >= 9 && times[0] - begin <= hour, "{times:?}");
+        let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let slack = Duration::from_secs(1);
+        assert!(gaps.iter().skip(1).all(|gap| gap.abs_diff(hour) <= slack), "{gaps:?}");
+        assert!(gaps[0] <= hour + slack, "{gaps:?}");
+        handle.stop().await;
+    }
 }
 
 #[test]

@@ -185,6 +185,17 @@ async fn the_built_in_checks_need_no_plugin() {
 }
 
 #[tokio::test]
+async fn a_daemon_without_its_store_is_critical() {
+    let target = machines::kv::Target::parse("nats://127.0.0.1:1").unwrap();
+    machines::kv::install_tls_provider();
+    let store = machines::kv::open(&machines::kv::ConnectionSettings::new(target)).await.unwrap();
+    let lab = Lab::with_store(tempfile::tempdir().unwrap(), store);
+    let mut running = Running::start(lab, &text("", "      builtin: choria_status\n"));
+    let told = running.event(|event| event["status"] == "CRITICAL").await;
+    assert!(told["output"].as_str().unwrap().starts_with("CRITICAL: not connected to nats://127.0.0.1:1"), "{told}");
+}
+
+#[tokio::test]
 async fn goss_is_run_with_its_file_and_its_absence_is_said() {
     let goss =
         "      builtin: goss\n      gossfile: \"{{ lookup \\\"facts.role\\\" \\\"\\\" }}.yaml\"\n      timeout: 20s\n";
