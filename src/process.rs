@@ -61,6 +61,8 @@ pub struct Command {
 pub struct Ended {
     /// Why it counts as failed; `None` for exit code 0.
     pub failure: Option<String>,
+    /// `None` when a signal ended it, ours at the time limit included.
+    pub exit_code: Option<i32>,
     pub standard_output: Vec<u8>,
     /// Standard output, then standard error.
     pub output: Vec<u8>,
@@ -175,7 +177,7 @@ impl Command {
         let mut group = Group { leader, remains: self.remains };
         let (mut standard_output, mut standard_error) = (Kept::default(), Kept::default());
         let (out, err) = (child.stdout.take(), child.stderr.take());
-        let failure = {
+        let (failure, exit_code) = {
             let reading = async {
                 tokio::join!(standard_output.fill(out), standard_error.fill(err));
             };
@@ -196,7 +198,7 @@ impl Command {
                     if !read {
                         _ = tokio::time::timeout(LAST_WORDS, &mut reading).await;
                     }
-                    describe(status)
+                    (describe(status), status.code())
                 }
                 None => {
                     group.signal(Signal::TERM);
@@ -204,14 +206,15 @@ impl Command {
                     group.signal(Signal::KILL);
                     _ = child.wait().await;
                     group.release();
-                    Some(format!("took longer than {} and was killed", duration::format(self.timeout)))
+                    let limit = duration::format(self.timeout);
+                    (Some(format!("took longer than {limit} and was killed")), None)
                 }
             }
         };
         let truncated = standard_output.truncated;
         let mut output = standard_output.bytes.clone();
         output.extend_from_slice(&standard_error.bytes);
-        Ok(Ended { failure, standard_output: standard_output.bytes, output, truncated })
+        Ok(Ended { failure, exit_code, standard_output: standard_output.bytes, output, truncated })
     }
 
     fn prepare(&self, files: &Files) -> Result<tokio::process::Command, ProcessError> {

@@ -18,7 +18,7 @@ use engine::{Events, Lab, definition, watcher};
 use futures_util::poll;
 use machines::machine::document::Document;
 use machines::machine::runner::Handle;
-use machines::machine::watcher::{Background, Check, Context, Kind, Report, Seen, Signal, Watcher, build_all};
+use machines::machine::watcher::{Background, Check, Context, Fires, Kind, Report, Seen, Signal, Watcher, build_all};
 use machines::watchers::KINDS;
 use serde_json::{Map, Value, json};
 use support::{eventually, within};
@@ -54,10 +54,14 @@ const FIRST_PROPERTY_LINE: usize = 12;
 
 /// A machine with one watcher of a kind, which works in BUSY.
 fn text(kind: &Kind, properties: &str, more: &str) -> String {
+    // Those that its checks ask for by name; they lead nowhere else, so that it stays in BUSY.
+    let named = if let Fires::Named(names) = kind.fires { names } else { &[] };
+    let named: String =
+        named.iter().map(|name| format!(", {{name: {name}, from: [BUSY], destination: BUSY}}")).collect();
     let properties: String = properties.lines().map(|line| format!("      {line}\n")).collect();
     format!(
-        "name: conform\nversion: 1.0.0\ninitial_state: IDLE\ntransitions:\n  - {{name: start, from: [IDLE], \
-         destination: BUSY}}\n  - {{name: stop, from: [BUSY], destination: IDLE}}\nwatchers:\n  - name: it\n    type: \
+        "name: conform\nversion: 1.0.0\ninitial_state: IDLE\ntransitions:\n  [{{name: start, from: [IDLE], \
+         destination: BUSY}},\n  {{name: stop, from: [BUSY], destination: IDLE}}{named}]\nwatchers:\n  - name: it\n    type: \
          {}{more}\n    state_match: [BUSY]\n    properties:\n{properties}",
         kind.name
     )

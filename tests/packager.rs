@@ -20,11 +20,13 @@ const KEY: &str = "1e85719c6959eb0f2c8f2166e30ae952ccaef2c286f31868ea1d311d3738a
 #[test]
 fn the_projects_own_list_names_its_kinds_and_its_manager() {
     let list = fs::read_to_string(root().join(generator::LIST)).unwrap();
-    let project = project_with(&["kv", "machines", "archive", "exec", "timer"]);
+    let kinds: Vec<&str> = machines::watchers::KINDS.iter().map(|kind| kind.name).collect();
+    let project = project_with(&kinds);
     let definition = fs::read_to_string(root().join("machines/manager/machine.yaml")).unwrap();
     add(project.path(), "machines/manager/machine.yaml", &definition);
     let generated = generate(&list, project.path(), None).unwrap();
-    for kind in ["kv", "machines", "archive", "exec", "timer"] {
+    assert!(kinds.contains(&"kv") && kinds.contains(&"machines"), "{kinds:?}");
+    for kind in kinds {
         assert!(generated.kinds.contains(&format!("    {kind}::KIND,\n")), "{}", generated.kinds);
     }
     assert!(generated.builtin.contains("name: \"manager\""), "{}", generated.builtin);

@@ -7,6 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use machines::archive::Fetcher;
 use machines::config::Settings;
+use machines::control::listener::{self, Token};
+use machines::control::metrics;
 use machines::control::server::{self, Api, Listener, SyncApi};
 use machines::events::{self, Bus};
 use machines::governor::{Governors, StoreGovernors};
@@ -14,6 +16,7 @@ use machines::host::built_in::{ManagerSettings, definitions};
 use machines::host::{self, HostHandle};
 use machines::journal::Journal;
 use machines::kv::Store;
+use machines::machine::panel::Panel;
 use machines::machine::watcher::Services;
 use machines::node::Node;
 use machines::spec::Trust;
@@ -88,21 +91,34 @@ pub struct Daemon {
     host_task: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
     started: Timestamp,
+    token: Option<Token>,
 }
 
 impl Daemon {
     /// Starts to run machines and to answer on the control socket.
     pub async fn start(settings: &Settings, parts: Parts) -> Result<Self, Failure> {
         let listener = server::listen(&settings.socket).await?;
+        let http = match &settings.http {
+            Some(http) => Some(listener::listen(http).await?),
+            None => None,
+        };
         let started = Timestamp::now();
         let mut tasks = Vec::new();
         if let Some(client) = parts.store.nats() {
             tasks.push(tokio::spawn(events::nats::publish(parts.bus.clone(), client)));
         }
         tasks.push(tokio::spawn(machines::node::follow(Arc::clone(&parts.node), settings.facts.clone())));
-        let (host, host_task) = start_host(settings, &parts, Arc::clone(&parts.node))?;
-        let mut daemon = Self { host, parts, host_task, tasks, started };
+        let panel = Arc::new(Panel::default());
+        let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel))?;
+        let token = http.as_ref().and_then(|http| http.token().cloned());
+        let mut daemon = Self { host, parts, host_task, tasks, started, token };
         daemon.serve(settings, listener);
+        if let Some(http) = http {
+            daemon.serve_http(settings, http, Arc::clone(&panel));
+        }
+        if let Some(directory) = settings.textfile_directory.clone() {
+            daemon.tasks.push(tokio::spawn(async move { metrics::write_files(panel, &directory).await }));
+        }
         Ok(daemon)
     }
 
@@ -131,6 +147,22 @@ impl Daemon {
         self.parts.node.set_facts(node.facts().value().clone())
     }
 
+    fn serve_http(&mut self, settings: &Settings, listener: listener::Listener, panel: Arc<Panel>) {
+        let api = listener::Api {
+            started: self.started,
+            store: Arc::clone(&self.parts.store),
+            host: self.host.clone(),
+            panel,
+            sync: settings.sync.enabled.then(|| Arc::clone(&self.parts.reconciler)),
+        };
+        self.tasks.push(tokio::spawn(listener::serve(listener, Arc::new(api))));
+    }
+
+    /// Whether this is the token that the HTTP listener takes already.
+    pub fn takes(&self, token: Option<&Token>) -> bool {
+        self.token.as_ref() == token
+    }
+
     /// Takes new settings. Machines are stopped and started again with them; the store and the state stay open.
     pub async fn reload(mut self, settings: &Settings) -> Result<Self, Failure> {
         self.end().await;
@@ -155,7 +187,7 @@ impl Daemon {
     }
 }
 
-fn start_host(settings: &Settings, parts: &Parts, node: Arc<Node>) -> Result<(HostHandle, JoinHandle<()>), Failure> {
+fn start_host(settings: &Settings, parts: &Parts, panel: Arc<Panel>) -> Result<(HostHandle, JoinHandle<()>), Failure> {
     let manager = settings.sync.enabled.then(|| ManagerSettings {
         bucket: settings.sync.bucket.clone(),
         key: settings.sync.key.clone(),
@@ -173,7 +205,8 @@ fn start_host(settings: &Settings, parts: &Parts, node: Arc<Node>) -> Result<(Ho
         sync: settings.sync.enabled.then(|| Arc::clone(&parts.reconciler)),
         trust,
         governors: Arc::new(parts.governors.clone()),
-        ..Services::new(node, Arc::clone(&parts.store), Arc::clone(&parts.fetcher))
+        panel,
+        ..Services::new(Arc::clone(&parts.node), Arc::clone(&parts.store), Arc::clone(&parts.fetcher))
     };
     Ok(host::start(host::Setup {
         local_directory: Some(settings.local_dir.clone()),

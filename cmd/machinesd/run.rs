@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use machines::config::{ConfigError, File, Settings};
+use machines::control::listener;
 use machines::host::HostHandle;
 use machines::host::built_in::COMPILED_PUBLIC_KEY;
 use machines::spec::Trust;
@@ -110,8 +111,16 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
             }
             Err(Failure::Negative | Failure::Code(_)) => continue,
         };
+        // Read anew also when the settings are the same: the token may be another one.
+        let token = match next.http.as_ref().map(listener::token).transpose() {
+            Ok(token) => token.flatten(),
+            Err(error) => {
+                tracing::error!("the settings in force stay: {}", machines::errors::chain(&error));
+                continue;
+            }
+        };
         let new_facts = daemon.take_facts(&node);
-        if settings == next {
+        if settings == next && daemon.takes(token.as_ref()) {
             let facts = if new_facts { "the facts are new" } else { "so are the facts" };
             tracing::info!("the settings are the same as before, {facts}");
             continue;

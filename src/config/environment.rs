@@ -52,6 +52,9 @@ pub const KEYS: &[(&str, &str, Form)] = &[
     ("archive", "depth", Form::Number),
     ("archive", "component_bytes", Form::Number),
     ("control", "socket", Form::Text),
+    ("http", "listen", Form::Text),
+    ("http", "token_file", Form::Text),
+    ("metrics", "textfile_directory", Form::Text),
     ("log", "format", Form::Text),
     ("log", "level", Form::Text),
 ];

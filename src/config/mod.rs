@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::archive::{FetchSettings, Limits};
+use crate::control::listener;
 use crate::kv::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Secret, Target, Tls};
 use crate::machine::problem::{Place, Problem, Problems};
 use crate::names::Identity;
@@ -35,6 +36,10 @@ pub struct Settings {
     pub fetch: FetchSettings,
     pub archive: Limits,
     pub socket: PathBuf,
+    /// `None`: no HTTP listener.
+    pub http: Option<listener::Settings>,
+    /// For `node_exporter`; `None`: no files are written.
+    pub textfile_directory: Option<PathBuf>,
     pub log: Log,
 }
 
@@ -180,6 +185,11 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
     if raw.fetch.deadline < Duration::from_secs(1) {
         fault("fetch", "deadline", "must be at least 1s".to_owned());
     }
+    let http = http(raw.http, fault);
+    let textfile_directory = Some(raw.metrics.textfile_directory).filter(|path| !path.as_os_str().is_empty());
+    if let Some(path) = textfile_directory.as_ref().filter(|path| !path.is_absolute()) {
+        fault("metrics", "textfile_directory", format!("{} is not an absolute path", path.display()));
+    }
     let level = raw.log.level.parse();
     let level = level.map_err(|_| fault("log", "level", "use error, warn, info, debug or trace".to_owned())).ok();
     Some(Settings {
@@ -207,6 +217,8 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
         local_dir: raw.local_dir,
         facts: raw.facts,
         socket: raw.control.socket,
+        http,
+        textfile_directory,
         log: Log {
             format: match raw.log.format {
                 raw::LogFormat::Text => LogFormat::Text,
@@ -215,6 +227,22 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
             level: level?,
         },
     })
+}
+
+fn http(raw: raw::Http, fault: &mut dyn FnMut(&str, &str, String)) -> Option<listener::Settings> {
+    if raw.listen.is_empty() {
+        return None;
+    }
+    let Ok(address) = raw.listen.parse::<std::net::SocketAddr>() else {
+        let message = format!("{:?} is not an address with a port, such as 127.0.0.1:8098", raw.listen);
+        fault("http", "listen", message);
+        return None;
+    };
+    if !address.ip().is_loopback() && raw.token_file.is_none() {
+        let message = format!("{address} is open to other nodes and needs a token; set token_file under [http]");
+        fault("http", "listen", message);
+    }
+    Some(listener::Settings { address, token_file: raw.token_file })
 }
 
 fn sync(raw: raw::Sync, fault: &mut dyn FnMut(&str, &str, String)) -> Option<Sync> {

@@ -19,6 +19,8 @@ pub struct File {
     pub fetch: Fetch,
     pub archive: Archive,
     pub control: Control,
+    pub http: Http,
+    pub metrics: Metrics,
     pub log: Log,
 }
 
@@ -35,6 +37,8 @@ impl Default for File {
             fetch: Fetch::default(),
             archive: Archive::default(),
             control: Control::default(),
+            http: Http::default(),
+            metrics: Metrics::default(),
             log: Log::default(),
         }
     }
@@ -163,6 +167,21 @@ impl Default for Control {
     fn default() -> Self {
         Self { socket: "/run/machines/machinesd.sock".into() }
     }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Empty: no listener.
+    pub listen: String,
+    pub token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Empty: no files.
+    pub textfile_directory: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]

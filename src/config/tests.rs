@@ -140,3 +140,22 @@ fn secrets_are_not_shown() {
     assert!(!shown.contains("hunter2"), "{shown}");
     assert!(shown.contains("http://proxy:3128"), "{shown}");
 }
+
+#[test]
+fn the_http_listener_is_off_and_needs_a_token_for_others() {
+    assert_eq!(parse("").unwrap().http, None);
+    let http = parse("[http]\nlisten = \"[::1]:8098\"\n").unwrap().http.unwrap();
+    assert!(http.address.ip().is_loopback() && http.token_file.is_none());
+    let open = parse("[http]\nlisten = \"0.0.0.0:8098\"\ntoken_file = \"/a\"\n").unwrap().http.unwrap();
+    assert_eq!(open.token_file.as_deref(), Some(Path::new("/a")));
+    let message = message("[http]\nlisten = \"0.0.0.0:8098\"\n");
+    assert!(message.contains("machinesd.toml:2:1: listen: 0.0.0.0:8098 is open to other nodes"), "{message}");
+}
+
+#[test]
+fn a_bad_address_or_a_relative_directory_is_refused() {
+    let listen = message("[http]\nlisten = \"localhost\"\n");
+    assert!(listen.contains("listen: \"localhost\" is not an address with a port, such as 127.0.0.1:8098"), "{listen}");
+    let directory = message("[metrics]\ntextfile_directory = \"a\"\n");
+    assert!(directory.contains("textfile_directory: a is not an absolute path"), "{directory}");
+}

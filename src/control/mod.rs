@@ -1,7 +1,11 @@
-//! The local API: HTTP and JSON on a Unix socket that only its owner may open. `server` answers in the daemon; `client`
-//! is what `machinesd status` and the like speak with.
+//! What others ask of the daemon. The local API is HTTP and JSON on a Unix socket that only its owner may open: `server`
+//! answers there, and `client` is what `machinesd status` and the like speak with. `listener` answers on TCP to
+//! Prometheus and to those who turn switches; `metrics` is what Prometheus reads, there and in files.
 
 pub mod client;
+mod http;
+pub mod listener;
+pub mod metrics;
 pub mod server;
 
 use jiff::Timestamp;

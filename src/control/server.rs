@@ -1,23 +1,16 @@
 //! Answers on the control socket. Who may open it may command the node's machines, so it is its owner's alone.
 
-use std::convert::Infallible;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::task::JoinSet;
 
 use crate::events::Bus;
 use crate::fs::FileError;
@@ -28,16 +21,12 @@ use crate::names::{Identity, MachineName};
 use crate::spec::Trust;
 use crate::sync::{Purge, Reconciler, Removals, nothing_published};
 
-use super::{
-    Follows, Refusal, RemovalConsent, Status, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest, Why,
-};
+use super::http::{self, Body, Lifetime, Limits, body, json, refuse};
+use super::{Follows, RemovalConsent, Status, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest, Why};
 
-/// Connections at one time; further ones wait.
-const MAXIMUM_CONNECTIONS: usize = 32;
-const MAXIMUM_REQUEST_BYTES: usize = 64 * 1024;
+const LIMITS: Limits = Limits { name: "control socket", connections: 32, lifetime: Lifetime::Open };
 /// So many journal records of a machine are told.
 const RECORDS_TOLD: u32 = 10;
-const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the server can tell and do.
 pub struct Api {
@@ -108,52 +97,12 @@ pub async fn listen(socket: &Path) -> Result<Listener, ServeError> {
 
 /// Answers until dropped.
 pub async fn serve(listener: Listener, api: Arc<Api>) {
-    let places = Arc::new(Semaphore::new(MAXIMUM_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!("control socket: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let api = Arc::clone(&api);
-        while connections.try_join_next().is_some() {}
-        // They end with the server: after a reload nothing may go on with the keys of before.
-        connections.spawn(async move {
-            let service = service_fn(move |request| answer(Arc::clone(&api), request));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_PATIENCE)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!("control connection: {error}");
-            }
-            drop(place);
-        });
-    }
+    http::serve(&listener.listener, LIMITS, move |request| answer(Arc::clone(&api), request)).await;
 }
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {
-    let text = serde_json::to_vec(value).unwrap_or_default();
-    let mut response = Response::new(Full::new(Bytes::from(text)).boxed_unsync());
-    *response.status_mut() = status;
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
-    response
-}
-
-fn refuse(status: StatusCode, error: impl Into<String>) -> Response<Body> {
-    json(status, &Refusal { error: error.into() })
-}
-
-async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Response<Body> {
     let path = request.uri().path().to_owned();
-    Ok(match (request.method(), path.as_str()) {
+    match (request.method(), path.as_str()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &status(&api)),
         (&Method::GET, "/v1/events") => events(&api),
         (&Method::GET, path) if path.starts_with("/v1/why/") => why(&api, path.trim_start_matches("/v1/why/")).await,
@@ -166,13 +115,7 @@ async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Result<Response<Bo
             Err(response) => response,
         },
         (method, path) => refuse(StatusCode::NOT_FOUND, format!("there is no {method} {path}")),
-    })
-}
-
-async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> Result<T, Response<Body>> {
-    let bytes = Limited::new(request.into_body(), MAXIMUM_REQUEST_BYTES).collect().await;
-    let bytes = bytes.map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))?.to_bytes();
-    serde_json::from_slice(&bytes).map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))
+    }
 }
 
 fn status(api: &Api) -> Status {

@@ -18,6 +18,9 @@ use super::reader::Reader;
 /// The file that makes a directory a machine.
 pub const FILE_NAME: &str = "machine.yaml";
 
+/// A state that is there to force a check of nagios watchers.
+pub const FORCE_CHECK: &str = "FORCE_CHECK";
+
 /// More watchers or transitions than this in one machine are refused.
 pub const MAXIMUM_ITEMS: usize = 1_024;
 
@@ -89,9 +92,11 @@ impl WatcherPlaces {
 }
 
 impl WatcherDefinition {
-    /// Whether the watcher works in this state.
+    /// Whether the watcher works in this state. A nagios watcher also works in `FORCE_CHECK`, whatever it says: machines
+    /// of the reference have that state to force a check, and do not list it.
     pub fn is_active_in(&self, state: &Label) -> bool {
-        self.state_match.is_empty() || self.state_match.contains(state)
+        let forced = self.kind == "nagios" && state.as_str() == FORCE_CHECK;
+        self.state_match.is_empty() || self.state_match.contains(state) || forced
     }
 }
 

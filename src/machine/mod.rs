@@ -8,6 +8,7 @@ pub mod document;
 pub mod fsm;
 mod keeper;
 pub mod neighbours;
+pub mod panel;
 pub mod problem;
 mod reader;
 pub mod runner;

@@ -37,6 +37,7 @@ pub struct Slot {
     outcome: &'static str,
     run_time: Duration,
     checks: u64,
+    errors: u64,
     last_check: Option<Timestamp>,
     last_error: Option<String>,
     detail: Option<String>,
@@ -63,6 +64,7 @@ impl Slot {
             outcome: "unknown",
             run_time: Duration::ZERO,
             checks: 0,
+            errors: 0,
             last_check: None,
             last_error: None,
             detail: None,
@@ -175,6 +177,7 @@ impl Slot {
         self.again = report.again.map(|again| now + again);
         self.run_time = run_time;
         self.checks = self.checks.saturating_add(1);
+        self.errors = self.errors.saturating_add(u64::from(report.error.is_some()));
         self.last_check = Some(Timestamp::now());
         self.note(report);
     }
@@ -212,6 +215,7 @@ impl Slot {
             waits_for: self.waits_for.clone(),
             outcome: self.outcome,
             checks: self.checks,
+            errors: self.errors,
             last_check: self.last_check,
             last_error: self.last_error.clone(),
             detail: self.detail.clone(),

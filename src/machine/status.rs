@@ -17,6 +17,8 @@ pub struct MachineStatus {
     pub id: String,
     pub start_time: Timestamp,
     pub available_transitions: Vec<Label>,
+    /// How many transitions it has made since its start.
+    pub transitions: u64,
     /// What is wrong with the machine as a whole, for example data that can't be saved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -37,6 +39,8 @@ pub struct WatcherStatus {
     /// Of the last check; `unknown` before the first.
     pub outcome: &'static str,
     pub checks: u64,
+    /// How many of them found a fault.
+    pub errors: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_check: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -76,6 +76,7 @@ pub(super) struct Task {
     queued: VecDeque<Asked>,
     origin: Origin,
     started: Timestamp,
+    transitions: u64,
     /// About the data itself.
     problem: Option<String>,
     publisher: watch::Sender<Arc<MachineStatus>>,
@@ -111,6 +112,7 @@ impl Task {
             id: origin.instance.to_string(),
             start_time: started,
             available_transitions: Vec::new(),
+            transitions: 0,
             problem: None,
             watchers: Vec::new(),
         };
@@ -132,6 +134,7 @@ impl Task {
             queued: VecDeque::new(),
             origin,
             started,
+            transitions: 0,
             problem,
             publisher: watch::Sender::new(Arc::new(empty)),
         };
@@ -500,6 +503,7 @@ impl Task {
         let to_state = self.fsm.transition(&self.state, event)?;
         let from_state = std::mem::replace(&mut self.state, to_state.clone());
         self.brake.moved(Instant::now());
+        self.transitions = self.transitions.saturating_add(1);
         tracing::info!(machine = self.name(), transition = event, from = %from_state, to = %to_state, "transition");
         if let Ok(transition) = Label::new(event) {
             if let Some(presence) = &self.presence {
@@ -535,6 +539,7 @@ impl Task {
             available_transitions: self.fsm.available(&self.state),
             problem: self.keeper.problem().or(self.problem.as_ref()).cloned(),
             watchers: self.slots.iter().map(Slot::status).collect(),
+            transitions: self.transitions,
         };
         self.publisher.send_replace(Arc::new(status));
     }

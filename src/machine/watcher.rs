@@ -25,6 +25,7 @@ use crate::sync::Reconciler;
 use super::data::{Change, Snapshot};
 use super::definition::{Definition, WatcherDefinition};
 use super::neighbours::Neighbours;
+use super::panel::Panel;
 use super::problem::Problem;
 use super::template::Scope;
 
@@ -129,6 +130,8 @@ pub struct Services {
     pub chance: Chance,
     /// The machines that run beside it.
     pub neighbours: Arc<Neighbours>,
+    /// Where watchers show what the HTTP listener and Prometheus read.
+    pub panel: Arc<Panel>,
 }
 
 impl Services {
@@ -147,6 +150,7 @@ impl Services {
             clock: Clock::System,
             chance: Chance::Random,
             neighbours: Arc::default(),
+            panel: Arc::default(),
         }
     }
 }

@@ -67,22 +67,23 @@ impl Answers {
 #[async_trait]
 impl Commands for Answers {
     async fn run(&self, command: Command) -> Result<Ended, ProcessError> {
-        let ended = |failure, output: String| Ended {
+        let ended = |exit_code, failure, output: String| Ended {
+            exit_code,
             failure,
             standard_output: output.clone().into_bytes(),
             output: output.into_bytes(),
             truncated: false,
         };
         let Some(answer) = self.answer(&command) else {
-            return Ok(ended(Some("the scenario has no answer for it".to_owned()), String::new()));
+            return Ok(ended(None, Some("the scenario has no answer for it".to_owned()), String::new()));
         };
         if answer.takes > command.timeout {
             tokio::time::sleep(command.timeout).await;
             let limit = crate::duration::format(command.timeout);
-            return Ok(ended(Some(format!("took longer than {limit} and was killed")), String::new()));
+            return Ok(ended(None, Some(format!("took longer than {limit} and was killed")), String::new()));
         }
         tokio::time::sleep(answer.takes).await;
         let failure = (answer.exit != 0).then(|| format!("exited with code {}", answer.exit));
-        Ok(ended(failure, answer.output))
+        Ok(ended(Some(i32::from(answer.exit)), failure, answer.output))
     }
 }

@@ -4,8 +4,12 @@
 mod archive;
 mod exec;
 mod governed;
+mod httpswitch;
 mod kv;
 mod machines;
+mod metric;
+mod nagios;
+mod nagios_plugin;
 mod timer;
 
 use crate::machine::watcher::Kind;

@@ -109,7 +109,13 @@ impl Commands for Slow {
         tokio::time::sleep(command.timeout - Duration::from_millis(1)).await;
         let held = self.slots.held(&name()).await.unwrap().into_iter().map(|slot| slot.holder);
         self.seen.lock().unwrap().extend(held);
-        Ok(Ended { failure: None, standard_output: Vec::new(), output: Vec::new(), truncated: false })
+        Ok(Ended {
+            exit_code: Some(0),
+            failure: None,
+            standard_output: Vec::new(),
+            output: Vec::new(),
+            truncated: false,
+        })
     }
 }
 
