@@ -4,6 +4,7 @@
 
 mod archive;
 mod arguments;
+mod events;
 mod faults;
 mod input;
 mod keys;
@@ -49,6 +50,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             let refused = if force { archive::Refused::StoredAnyway } else { archive::Refused::NotStored };
             store::block_on(url, archive::put(url, &file, &target, refused))
         }
+        Command::Events { wanted } => store::block_on(url, events::follow(url, &wanted)),
         Command::Kv(command) => store::block_on(url, kv::run(url, command)),
     }
 }

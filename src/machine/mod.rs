@@ -7,6 +7,7 @@ pub mod definition;
 pub mod document;
 pub mod fsm;
 pub mod problem;
+pub mod property;
 mod reader;
 pub mod runner;
 mod slot;
