@@ -37,8 +37,7 @@ fn scene() -> Scene {
 #[test]
 fn machines_run_in_the_foreground_and_end_on_an_interrupt() {
     let mut scene = scene();
-    let command =
-        "timeout --foreground -s INT 12 machinesd run-machine greeter --facts facts.json --data data.json";
+    let command = "timeout --foreground -s INT 12 machinesd run-machine greeter --facts facts.json --data data.json";
     let begun = Instant::now();
     let follower = scene.follow(command);
     let mut lines = Vec::new();
@@ -79,7 +78,8 @@ fn mms_follows_what_is_published_with_filters() {
     let others = scene.follow(&format!("mms events --machine other --format json --kv {url} 2>other.err"));
     let begun = Instant::now();
     let directory = scene.path("");
-    let follows = |name: &str| std::fs::read_to_string(directory.join(name)).is_ok_and(|text| text.contains("Following"));
+    let follows =
+        |name: &str| std::fs::read_to_string(directory.join(name)).is_ok_and(|text| text.contains("Following"));
     while !["all.err", "one.err", "other.err"].iter().all(|name| follows(name)) {
         assert!(begun.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(20));

@@ -175,7 +175,7 @@ async fn a_target_that_others_may_change_is_refused() {
 /// A watcher that stays, with these properties.
 fn staying(lab: &Lab, properties: &str) -> Handle {
     lab.spawn_real(&format!(
-        "name: stays\nversion: 1.0.0\ninitial_state: RUN\ntransitions: [{{name: on, from: [RUN], destination: RUN}}]\n\
+        "name: stays\nversion: 1.0.0\ninitial_state: RUN\ntransitions: [{{name: again, from: [RUN], destination: RUN}}]\n\
          watchers:\n  - name: tool\n    type: archive\n    interval: 1h\n    properties:\n{properties}"
     ))
 }
@@ -211,7 +211,7 @@ async fn templates_are_rendered_at_each_check_and_judged_then() {
 #[test]
 fn faults_of_plain_values_are_found_at_once_also_beside_templates() {
     let text = "name: stays\nversion: 1.0.0\ninitial_state: RUN\n\
-                transitions: [{name: on, from: [RUN], destination: RUN}]\nwatchers:\n  - name: tool\n    type: archive\n    \
+                transitions: [{name: again, from: [RUN], destination: RUN}]\nwatchers:\n  - name: tool\n    type: archive\n    \
                 properties:\n      source: '{{ lookup \"facts.a\" \"\" }}'\n      checksum: short\n      creates: ../x\n      \
                 target: '{{ lookup \"data.t\" \"\" }}'\n      verify_checksum: '{{ lookup \"data.v\" \"\" }}'\n      \
                 username: me\n";
