@@ -241,4 +241,9 @@ fn a_running_daemon_answers_and_refuses_in_words() {
     };
     let event: serde_json::Value = serde_json::from_str(&event).unwrap();
     assert_eq!(event["source"], "io.choria.machine");
+    // Without --follow it ends, with what was before.
+    let shown = scene.prepare("machinesd events --transitions --machine manager --socket d.sock");
+    let last = shown.lines().last().unwrap_or_default();
+    assert!(last.starts_with("web1.example.net manager transitioned via event "), "{shown}");
+    assert_eq!(scene.prepare("machinesd events --type kv --machine hello --socket d.sock"), "");
 }

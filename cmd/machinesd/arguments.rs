@@ -36,8 +36,9 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         directory: Option<PathBuf>,
     },
-    /// Run machines by hand, in the foreground, apart from any daemon; they find its data nowhere and leave none.
-    #[command(after_help = "Example: machinesd run-machine machines/examples/hello")]
+    /// Run machines by hand, in the foreground, apart from any daemon.
+    #[command(after_help = "Example: machinesd run-machine machines/examples/hello\n\n\
+                            Their data and store are new, in a temporary directory, and gone at the end (Ctrl-C).")]
     RunMachine {
         /// Directories with a machine.yaml.
         #[arg(required = true, value_name = "DIR")]
