@@ -2,10 +2,16 @@
 
 #![expect(clippy::disallowed_methods, reason = "the one place that starts processes, each in a group of its own")]
 
+mod confine;
+pub mod helper;
+mod lines;
+mod tree;
+
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +21,11 @@ use tempfile::NamedTempFile;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::duration;
+
+use confine::Resolved;
+pub use confine::{Account, ConfineError, Confinement, Limits};
+use lines::Lines;
+use tree::Family;
 
 /// Of each output stream this much is kept, in bytes; the rest is read and thrown away, so that the command goes on.
 pub const MAXIMUM_OUTPUT_BYTES: usize = 1024 * 1024;
@@ -29,6 +40,12 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// file that the daemon is writing, so a program that was just installed may need a few attempts, this far apart.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 const BUSY_ATTEMPTS: u32 = 10;
+
+/// How often what a limited command uses is added up.
+const METER_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The program that runs, also after an update has replaced its file.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// What a command keeps of the daemon's environment, besides `PATH`. Everything else stays here: the daemon's may hold
 /// the password of the store.
@@ -55,6 +72,7 @@ pub struct Command {
     pub facts: String,
     pub timeout: Duration,
     pub remains: Remains,
+    pub confinement: Confinement,
 }
 
 /// How a command ended.
@@ -82,31 +100,60 @@ pub enum ProcessError {
     Start { path: PathBuf, source: std::io::Error },
     #[error("could not wait for its end")]
     Wait(#[source] std::io::Error),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
 }
 
-/// Kills the process group when dropped, so that a cancelled check leaves nothing running.
+/// Kills all that a command has started when dropped, so that a cancelled check leaves nothing running.
 struct Group {
-    leader: Option<Pid>,
+    running: Option<(Pid, Arc<Mutex<Family>>)>,
     remains: Remains,
 }
 
 impl Group {
+    fn new(leader: Option<Pid>, mark: &Path, remains: Remains) -> Self {
+        let running = leader.map(|leader| (leader, Arc::new(Mutex::new(Family::new(leader, mark)))));
+        Self { running, remains }
+    }
+
     fn signal(&self, signal: Signal) {
-        if let Some(leader) = self.leader {
-            _ = kill_process_group(leader, signal);
+        if let Some((leader, _)) = &self.running {
+            _ = kill_process_group(*leader, signal);
+        }
+    }
+
+    /// Works on the family where blocking is allowed: reading `/proc` takes milliseconds.
+    async fn family<T: Send + 'static>(&self, work: impl FnOnce(&mut Family) -> T + Send + 'static) -> Option<T> {
+        let family = Arc::clone(&self.running.as_ref()?.1);
+        let work = move || work(&mut family.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::task::spawn_blocking(work).await.ok()
+    }
+
+    /// Waits until the family uses more than it may, and says what.
+    async fn excess(&self, limits: Limits) -> String {
+        if !limits.are_set() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(METER_INTERVAL).await;
+            if let Some(Some(excess)) = self.family(move |family| family.excess(&limits)).await {
+                return excess;
+            }
         }
     }
 
     /// The command ended in time; what it left in the background on purpose goes on.
     fn release(&mut self) {
-        self.leader = None;
+        self.running = None;
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if self.remains == Remains::Kill {
-            self.signal(Signal::KILL);
+        if self.remains == Remains::Kill
+            && let Some((_, family)) = self.running.take()
+        {
+            family.lock().unwrap_or_else(PoisonError::into_inner).kill();
         }
     }
 }
@@ -134,13 +181,28 @@ pub trait Commands: Send + Sync {
 }
 
 /// The commands of this system.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct System;
+#[derive(Debug, Clone)]
+pub struct System {
+    helper: PathBuf,
+}
+
+impl System {
+    /// With another `machinesd` as the helper that confines commands than the program that runs.
+    pub fn with_helper(helper: PathBuf) -> Self {
+        Self { helper }
+    }
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self::with_helper(PathBuf::from(OWN_PROGRAM))
+    }
+}
 
 #[async_trait]
 impl Commands for System {
     async fn run(&self, command: Command) -> Result<Ended, ProcessError> {
-        command.run().await
+        command.run(&self.helper).await
     }
 }
 
@@ -151,10 +213,14 @@ struct Files {
 }
 
 impl Files {
-    fn write(data: &str, facts: &str) -> std::io::Result<Self> {
+    /// Readable for the daemon's user, or for the owner alone.
+    fn write(data: &str, facts: &str, owner: Option<(u32, u32)>) -> std::io::Result<Self> {
         let file = |content: &str| {
             let mut file = tempfile::Builder::new().prefix("machines-").suffix(".json").tempfile_in(directory())?;
             file.write_all(content.as_bytes())?;
+            if let Some((user, group)) = owner {
+                std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+            }
             Ok::<_, std::io::Error>(file)
         };
         Ok(Self { data: file(data)?, facts: file(facts)? })
@@ -162,52 +228,64 @@ impl Files {
 }
 
 impl Command {
-    async fn run(self) -> Result<Ended, ProcessError> {
+    async fn run(self, helper: &Path) -> Result<Ended, ProcessError> {
         let (data, facts, directory) = (self.data.clone(), self.facts.clone(), self.data_directory.clone());
-        let files = tokio::task::spawn_blocking(move || {
+        let confinement = self.confinement.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let confined = confinement.resolve()?;
             crate::fs::create_directory(&directory, 0o755)
                 .map_err(|source| ProcessError::DataDirectory { path: directory.clone(), source })?;
-            Files::write(&data, &facts).map_err(ProcessError::Files)
+            let owner = confined.as_ref().and_then(|confined| confined.owner);
+            let files = Files::write(&data, &facts, owner).map_err(ProcessError::Files)?;
+            Ok::<_, ProcessError>((files, confined))
         });
-        let files = files.await.map_err(|error| ProcessError::Files(std::io::Error::other(error)))??;
-        let mut command = self.prepare(&files)?;
+        let (files, confined) = prepared.await.map_err(|error| ProcessError::Files(std::io::Error::other(error)))??;
+        let mut command = self.prepare(&files, confined.as_ref(), helper)?;
         let program = PathBuf::from(command.as_std().get_program());
         let mut child = spawn(&mut command).await.map_err(|source| ProcessError::Start { path: program, source })?;
         let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let mut group = Group { leader, remains: self.remains };
+        let mut group = Group::new(leader, files.data.path(), self.remains);
         let (mut standard_output, mut standard_error) = (Kept::default(), Kept::default());
         let (out, err) = (child.stdout.take(), child.stderr.take());
+        let lines = || Lines::new(&self.machine, &self.watcher);
         let (failure, exit_code) = {
             let reading = async {
-                tokio::join!(standard_output.fill(out), standard_error.fill(err));
+                tokio::join!(standard_output.fill(out, lines()), standard_error.fill(err, lines()));
             };
             tokio::pin!(reading);
             let mut read = false;
             let deadline = tokio::time::sleep(self.timeout);
             tokio::pin!(deadline);
-            let ended = loop {
-                tokio::select! {
-                    status = child.wait() => break Some(status.map_err(ProcessError::Wait)?),
-                    () = &mut reading, if !read => read = true,
-                    () = &mut deadline => break None,
+            let ended = {
+                let excess = group.excess(self.confinement.limits);
+                tokio::pin!(excess);
+                loop {
+                    tokio::select! {
+                        status = child.wait() => break Ok(status.map_err(ProcessError::Wait)?),
+                        () = &mut reading, if !read => read = true,
+                        excess = &mut excess => break Err(excess),
+                        () = &mut deadline => {
+                            break Err(format!("took longer than {}", duration::format(self.timeout)));
+                        }
+                    }
                 }
             };
             match ended {
-                Some(status) => {
+                Ok(status) => {
                     group.release();
                     if !read {
                         _ = tokio::time::timeout(LAST_WORDS, &mut reading).await;
                     }
-                    (describe(status), status.code())
+                    (self.describe(status), status.code())
                 }
-                None => {
+                Err(reason) => {
+                    group.family(Family::look).await;
                     group.signal(Signal::TERM);
                     _ = tokio::time::timeout(GRACE, async { tokio::join!(child.wait(), &mut reading) }).await;
-                    group.signal(Signal::KILL);
+                    group.family(Family::kill).await;
                     _ = child.wait().await;
                     group.release();
-                    let limit = duration::format(self.timeout);
-                    (Some(format!("took longer than {limit} and was killed")), None)
+                    (Some(format!("{reason} and was killed")), None)
                 }
             }
         };
@@ -217,7 +295,12 @@ impl Command {
         Ok(Ended { failure, exit_code, standard_output: standard_output.bytes, output, truncated })
     }
 
-    fn prepare(&self, files: &Files) -> Result<tokio::process::Command, ProcessError> {
+    fn prepare(
+        &self,
+        files: &Files,
+        confined: Option<&Resolved>,
+        helper: &Path,
+    ) -> Result<tokio::process::Command, ProcessError> {
         let mut search = std::env::var_os("PATH").unwrap_or_default();
         if !search.is_empty() {
             search.push(":");
@@ -235,12 +318,23 @@ impl Command {
             name: name.clone(),
             path: search.to_string_lossy().into_owned(),
         })?;
-        let mut command = tokio::process::Command::new(program);
+        let mut command = match confined {
+            None => tokio::process::Command::new(program),
+            Some(confined) => {
+                let order = serde_json::to_string(&confined.order)
+                    .map_err(|source| ProcessError::Files(std::io::Error::other(source)))?;
+                let mut command = tokio::process::Command::new(helper);
+                command.args([OsString::from(helper::COMMAND), order.into(), program.into()]);
+                command
+            }
+        };
+        let account = confined.map(|confined| confined.environment.as_slice()).unwrap_or_default();
         command
             .args(arguments)
             .current_dir(&self.directory)
             .env_clear()
             .envs(KEPT_VARIABLES.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))))
+            .envs(account.iter().map(|(name, value)| (name, value)))
             .env("PATH", &search)
             .env("MACHINE_WATCHER_NAME", &self.watcher)
             .env("MACHINE_NAME", &self.machine)
@@ -253,6 +347,21 @@ impl Command {
             .stderr(Stdio::piped())
             .process_group(0);
         Ok(command)
+    }
+
+    /// Why an exit status counts as failed.
+    fn describe(&self, status: std::process::ExitStatus) -> Option<String> {
+        use std::os::unix::process::ExitStatusExt;
+        match (status.code(), status.signal()) {
+            (Some(0), _) => None,
+            (Some(code), _) => Some(format!("exited with code {code}")),
+            (None, Some(signal)) if signal == Signal::XCPU.as_raw() => {
+                let limit = self.confinement.limits.cpu.map_or_else(|| "the system's".to_owned(), duration::format);
+                Some(format!("used more processor time than its limit of {limit} and was ended"))
+            }
+            (None, Some(signal)) => Some(format!("was ended by signal {signal}")),
+            (None, None) => Some("ended without an exit code".to_owned()),
+        }
     }
 }
 
@@ -282,17 +391,6 @@ fn is_program(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
-/// Why an exit status counts as failed.
-fn describe(status: std::process::ExitStatus) -> Option<String> {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(0), _) => None,
-        (Some(code), _) => Some(format!("exited with code {code}")),
-        (None, Some(signal)) => Some(format!("was ended by signal {signal}")),
-        (None, None) => Some("ended without an exit code".to_owned()),
-    }
-}
-
 /// The first part of an output stream.
 #[derive(Default)]
 struct Kept {
@@ -301,13 +399,19 @@ struct Kept {
 }
 
 impl Kept {
-    async fn fill(&mut self, reader: Option<impl AsyncRead + Unpin>) {
+    async fn fill(&mut self, reader: Option<impl AsyncRead + Unpin>, mut lines: Option<Lines<'_>>) {
         let Some(mut reader) = reader else { return };
         let mut buffer = vec![0u8; 16 * 1024];
         while let Ok(count @ 1..) = reader.read(&mut buffer).await {
             let room = MAXIMUM_OUTPUT_BYTES - self.bytes.len();
             self.truncated |= count > room;
             self.bytes.extend_from_slice(buffer.get(..count.min(room)).unwrap_or_default());
+            if let Some(lines) = &mut lines {
+                lines.take(buffer.get(..count).unwrap_or_default());
+            }
+        }
+        if let Some(lines) = &mut lines {
+            lines.end();
         }
     }
 }

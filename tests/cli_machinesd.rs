@@ -55,7 +55,9 @@ fn scene() -> Scene {
 #[test]
 fn every_command_explains_itself_with_an_example() {
     let mut scene = Scene::new();
-    for command in ["", "run", "dev", "validate", "status", "why", "transition", "events", "sync", "version"] {
+    for command in
+        ["", "run", "dev", "run-machine", "validate", "status", "why", "transition", "events", "sync", "version"]
+    {
         let line = format!("machinesd {command} --help").replace("  ", " ");
         scene.run(&line);
         let help = scene.prepare(&line);
@@ -225,7 +227,7 @@ fn a_running_daemon_answers_and_refuses_in_words() {
     }
     scene.run("machinesd run --config m.toml 2>&1 | grep -v ' INFO '");
     scene.matches("machinesd/daemon");
-    let events = scene.follow("machinesd events --socket d.sock");
+    let events = scene.follow("machinesd events --follow --format json --socket d.sock");
     let begun = Instant::now();
     let event = loop {
         // It may not listen yet, so there must be more than one transition.
@@ -239,4 +241,9 @@ fn a_running_daemon_answers_and_refuses_in_words() {
     };
     let event: serde_json::Value = serde_json::from_str(&event).unwrap();
     assert_eq!(event["source"], "io.choria.machine");
+    // Without --follow it ends, with what was before.
+    let shown = scene.prepare("machinesd events --transitions --machine manager --socket d.sock");
+    let last = shown.lines().last().unwrap_or_default();
+    assert!(last.starts_with("web1.example.net manager transitioned via event "), "{shown}");
+    assert_eq!(scene.prepare("machinesd events --type kv --machine hello --socket d.sock"), "");
 }

@@ -41,7 +41,8 @@ fn scene() -> Scene {
 
 #[test]
 fn every_command_explains_itself_with_an_example() {
-    let commands = ["", "keys", "pack", "verify", "match", "archive", "archive build", "archive check", "archive put"];
+    let commands =
+        ["", "keys", "pack", "verify", "match", "events", "archive", "archive build", "archive check", "archive put"];
     let kv = ["add", "put", "get", "create", "update", "del", "purge", "ls", "history", "watch", "status"];
     let kv = kv.iter().map(|command| format!("kv {command}"));
     let governor = ["", " add", " run", " view", " list", " evict", " reset", " delete"];

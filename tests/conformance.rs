@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use engine::fields::{COMMON_FIELDS, EVENT_FIELDS};
 use engine::{Events, Lab, definition, watcher};
 use futures_util::poll;
 use machines::machine::document::Document;
@@ -25,29 +26,6 @@ use support::{eventually, within};
 use tokio::sync::Notify;
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// What the state event of a kind says besides what all say, as the reference (Choria Autonomous Agents) has it. Kinds that
-/// it does not have are free in what they add.
-const EVENT_FIELDS: &[(&str, &[&str])] = &[
-    ("kv", &["bucket", "key", "mode", "state"]),
-    ("machines", &["machines", "previous_outcome", "previous_run_time"]),
-    ("archive", &["source", "creates", "previous_outcome", "previous_run_time"]),
-    ("exec", &["command", "previous_outcome", "previous_run_time"]),
-    ("file", &["path", "previous_outcome"]),
-    ("schedule", &["state"]),
-    ("timer", &["state", "timer"]),
-    (
-        "nagios",
-        &["plugin", "status", "status_code", "output", "check_time", "perfdata", "runtime", "history", "annotations"],
-    ),
-    ("metric", &["metrics"]),
-    ("gossip", &["subject", "payload", "published"]),
-    ("httpswitch", &["previous_outcome", "is_on", "annotations"]),
-    ("expression", &["previous_outcome"]),
-];
-
-/// What the state event of every kind says.
-const COMMON_FIELDS: &[&str] = &["protocol", "identity", "id", "version", "timestamp", "type", "machine", "name"];
 
 /// The last line but one of [`text`]: properties stand below it.
 const FIRST_PROPERTY_LINE: usize = 12;

@@ -477,3 +477,15 @@ fn many_fetches_at_once_leave_threads_to_read_their_files() {
     let fetched = runtime.block_on(futures_util::future::join_all(fetches));
     assert!(fetched.iter().all(|fetched| fetched.digest == Sha256Digest::of(&content)));
 }
+
+#[tokio::test]
+async fn a_fetcher_without_a_certificate_check_takes_any_server_and_the_usual_one_still_none() {
+    let (server, _) = tls_server(&["elsewhere.example"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let usual = Fetcher::new(FetchSettings::default(), None).unwrap();
+    let source = url("https", server.port, "/a");
+    usual.fetch(&source, None, &directory.path().join("a")).await.unwrap_err();
+    let fetched = usual.without_certificate_check().fetch(&source, None, &directory.path().join("b")).await.unwrap();
+    assert_eq!(fetched.bytes, BODY.len() as u64);
+    usual.fetch(&source, None, &directory.path().join("c")).await.unwrap_err();
+}

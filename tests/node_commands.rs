@@ -167,7 +167,7 @@ async fn events_reach_nats_the_command_and_the_log() {
     assert_eq!(data["transition"], "specification_received");
     assert!(data["timestamp"].as_i64().unwrap() > 1_600_000_000);
 
-    let mut followed = daemon.spawn(&["events"]);
+    let mut followed = daemon.spawn(&["events", "--follow", "--format", "json"]);
     let output = BufReader::new(followed.stdout.take().unwrap());
     fleet.publish(&[&fleet.build(&Agent::new("hello", "1.0.0"))]).await;
     let mut seen = std::collections::BTreeMap::new();

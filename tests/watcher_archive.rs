@@ -171,3 +171,85 @@ async fn a_target_that_others_may_change_is_refused() {
     let error = status.last_error.unwrap();
     assert!(error.contains("others may change") && error.contains("who alone may write to it"), "{error}");
 }
+
+/// A watcher that stays, with these properties.
+fn staying(lab: &Lab, properties: &str) -> Handle {
+    lab.spawn_real(&format!(
+        "name: stays\nversion: 1.0.0\ninitial_state: RUN\ntransitions: [{{name: again, from: [RUN], destination: RUN}}]\n\
+         watchers:\n  - name: tool\n    type: archive\n    interval: 1h\n    properties:\n{properties}"
+    ))
+}
+
+#[tokio::test]
+async fn templates_are_rendered_at_each_check_and_judged_then() {
+    let place = Place::new().await;
+    let one = place.archive("1.0.0");
+    let data = place.lab.path("data/stays");
+    fs::create_dir_all(&data).unwrap();
+    let values = serde_json::json!({
+        "path": one.path, "sum": one.checksum.to_string(), "list": one.verify_checksum.to_string(),
+        "target": place.target(),
+    });
+    let properties = "      source: 'file://{{ lookup \"data.path\" \"\" }}'\n      \
+                      checksum: '{{ lookup \"data.sum\" \"x\" }}'\n      creates: '{{ ToLower \"TOOL\" }}'\n      \
+                      target: '{{ lookup \"data.target\" \"/nonexistent\" }}'\n      \
+                      verify_checksum: '{{ lookup \"data.list\" \"\" }}'\n";
+    for (values, outcome) in [(values.to_string(), "downloaded"), ("{}".to_owned(), "error")] {
+        fs::write(data.join("machine_data.json"), values).unwrap();
+        let handle = staying(&place.lab, properties);
+        eventually("the check ends", || async { watcher(&handle.remote.status(), "tool").checks > 0 }).await;
+        let status = watcher(&handle.remote.status(), "tool");
+        assert_eq!(status.outcome, outcome, "{:?}", status.last_error);
+        if let Some(error) = status.last_error {
+            assert!(error.contains("checksum: ") && error.contains("verify_checksum: "), "{error}");
+        }
+        handle.stop().await;
+    }
+    assert_eq!(content(&place.tool()), "1.0.0");
+}
+
+#[test]
+fn faults_of_plain_values_are_found_at_once_also_beside_templates() {
+    let text = "name: stays\nversion: 1.0.0\ninitial_state: RUN\n\
+                transitions: [{name: again, from: [RUN], destination: RUN}]\nwatchers:\n  - name: tool\n    type: archive\n    \
+                properties:\n      source: '{{ lookup \"facts.a\" \"\" }}'\n      checksum: short\n      creates: ../x\n      \
+                target: '{{ lookup \"data.t\" \"\" }}'\n      verify_checksum: '{{ lookup \"data.v\" \"\" }}'\n      \
+                username: me\n";
+    let refused = engine::build(text).map(drop).unwrap_err();
+    for expected in
+        ["machine.yaml:10:", "machine.yaml:11:", "machine.yaml:14:", "username and password belong together"]
+    {
+        assert!(refused.contains(expected), "{expected}: {refused}");
+    }
+    assert!(!refused.contains("machine.yaml:9:") && !refused.contains("machine.yaml:12:"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_on_disk_is_seen_and_repaired_without_waiting_for_the_interval() {
+    let place = Place::new().await;
+    let one = place.archive("1.0.0");
+    let handle = staying(
+        &place.lab,
+        &format!(
+            "      source: file://{}\n      checksum: {}\n      creates: tool\n      target: {}\n      verify_checksum: {}\n",
+            one.path.display(),
+            one.checksum,
+            place.target().display(),
+            one.verify_checksum
+        ),
+    );
+    let is = |expected: &'static str| {
+        let tool = place.tool();
+        async move { fs::read_to_string(tool).is_ok_and(|content| content == expected) }
+    };
+    eventually("the installation", || is("1.0.0")).await;
+    for _ in 0..2 {
+        eventually("rest", || async { watcher(&handle.remote.status(), "tool").outcome == "verified" }).await;
+        fs::set_permissions(place.tool(), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(place.tool(), "edited").unwrap();
+        eventually("the repair", || is("1.0.0")).await;
+    }
+    fs::remove_file(place.target().join("tool")).unwrap();
+    eventually("the repair of the link", || is("1.0.0")).await;
+    handle.stop().await;
+}

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use machines::archive::Built;
+use machines::control::Span;
 use machines::spec::SecretKey;
 use tokio::sync::mpsc;
 
@@ -84,7 +85,7 @@ fn follow(daemon: &Daemon) -> mpsc::UnboundedReceiver<(String, Instant)> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let client = daemon.client.clone();
     tokio::spawn(async move {
-        let ended = client.events(|line| {
+        let ended = client.events(Span::Follow, |line| {
             let at = Instant::now();
             let event: serde_json::Value = serde_json::from_str(line).unwrap();
             if event["type"] == "io.choria.machine.watcher.exec.v1.state" {

@@ -1,5 +1,6 @@
 //! The command line of `machinesd`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -7,6 +8,7 @@ use machines::config::File;
 use machines::names::MachineName;
 
 use crate::shared::Format;
+use crate::shared::events::Wanted;
 
 /// Keeps the machines of this node as a signed specification wants them, and runs them.
 #[derive(Debug, Parser)]
@@ -33,6 +35,23 @@ pub enum Command {
         /// Work in this directory and keep it.
         #[arg(long, value_name = "DIR")]
         directory: Option<PathBuf>,
+    },
+    /// Run machines by hand, in the foreground, apart from any daemon.
+    #[command(after_help = "Example: machinesd run-machine machines/examples/hello\n\n\
+                            Their data and store are new, in a temporary directory, and gone at the end (Ctrl-C).")]
+    RunMachine {
+        /// Directories with a machine.yaml.
+        #[arg(required = true, value_name = "DIR")]
+        directories: Vec<PathBuf>,
+        /// JSON file with the facts, in the place of those of this node.
+        #[arg(long, value_name = "FILE")]
+        facts: Option<PathBuf>,
+        /// JSON file with the data that each machine begins with.
+        #[arg(long, value_name = "FILE")]
+        data: Option<PathBuf>,
+        /// Use buckets of this NATS server, and publish the events to it [default: an empty store of their own]
+        #[arg(long, value_name = "URL")]
+        nats: Option<String>,
     },
     /// Check the machines in these directories, every fault with its line.
     #[command(after_help = "Example: machinesd validate machines/examples/hello")]
@@ -91,9 +110,14 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
-    /// Follow the daemon's events as JSON, one `CloudEvent` a line.
-    #[command(after_help = "Example: machinesd events | jq -r .data.machine")]
+    /// Show what happened last on this node: transitions, and states of watchers.
+    #[command(after_help = "Example: machinesd events --follow --machine facts")]
     Events {
+        /// Go on with what happens, until interrupted.
+        #[arg(long, short)]
+        follow: bool,
+        #[command(flatten)]
+        wanted: Wanted,
         #[command(flatten)]
         socket: Socket,
     },
@@ -108,6 +132,13 @@ pub enum Command {
         /// How the result is printed.
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
+    },
+    /// Limit this process and become a command; the daemon starts itself so.
+    #[command(name = machines::process::helper::COMMAND, hide = true)]
+    ExecHelper {
+        order: String,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
     },
     /// Show the version.
     #[command(after_help = "Example: machinesd version --verbose")]

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use machines::control::client::Client;
-use machines::control::{RemovalConsent, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest};
+use machines::control::{RemovalConsent, Span, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest};
 
+use crate::shared::events::Wanted;
 use crate::shared::{Failure, Format, converged_unless, json, line};
 
 /// Runs an exchange with the daemon on a small runtime.
@@ -29,12 +30,12 @@ pub fn transition(socket: &Path, machine: &str, event: &str, format: Format) -> 
     })
 }
 
-pub fn events(socket: &Path) -> Result<(), Failure> {
+pub fn events(socket: &Path, span: Span, wanted: &Wanted) -> Result<(), Failure> {
     let client = Client::new(socket);
     block_on(async {
         client
-            .events(|event| {
-                line(event);
+            .events(span, |event| {
+                wanted.print(event.as_bytes());
                 true
             })
             .await?;

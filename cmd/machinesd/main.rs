@@ -7,8 +7,10 @@ mod ask;
 mod daemon;
 mod dev;
 mod logging;
+mod narrator;
 mod once;
 mod run;
+mod run_machine;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod status;
@@ -22,11 +24,18 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use arguments::{Arguments, Command};
-use machines::control::RemovalConsent;
+use machines::control::{RemovalConsent, Span};
 use shared::{Failure, Format, finish};
 
 fn main() -> ExitCode {
-    finish(dispatch(Arguments::parse().command))
+    match Arguments::parse().command {
+        Command::ExecHelper { order, command } => {
+            let error = machines::process::helper::become_command(&order, command);
+            shared::note(machines::errors::chain(&error));
+            ExitCode::from(machines::process::helper::EXIT_CODE)
+        }
+        command => finish(dispatch(command)),
+    }
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {
@@ -34,6 +43,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run { config, once: false } => run::run(&config.file()),
         Command::Run { config, once: true } => once::once(&config.file()),
         Command::Dev { directory } => dev::dev(directory.as_deref()),
+        Command::RunMachine { directories, facts, data, nats } => {
+            run_machine::run(&directories, facts.as_deref(), data.as_deref(), nats.as_deref())
+        }
         Command::Validate { directories, format } => validate::validate(&directories, format),
         Command::Test { directories, filter, format } => test::test(&directories, filter.as_deref(), format),
         Command::Status { socket, format } => status::status(&socket.socket, format),
@@ -41,11 +53,15 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Transition { machine, event, socket, format } => {
             ask::transition(&socket.socket, &machine, &event, format)
         }
-        Command::Events { socket } => ask::events(&socket.socket),
+        Command::Events { follow, wanted, socket } => {
+            ask::events(&socket.socket, if follow { Span::Follow } else { Span::Recent }, &wanted)
+        }
         Command::Sync { allow_removals, socket, format } => {
             let removals = if allow_removals { RemovalConsent::Allowed } else { RemovalConsent::Guarded };
             ask::sync(&socket.socket, removals, format)
         }
+        // Before this, in `main`.
+        Command::ExecHelper { .. } => Ok(()),
         Command::Version { format: Format::Json, .. } => version::document(),
         Command::Version { verbose, format: Format::Text } => {
             version::version(verbose);

@@ -10,6 +10,7 @@ use machines::names::{Identity, MachineName};
 use crate::governor::arguments::GovernorCommand;
 use crate::kv::size;
 use crate::shared::Format;
+use crate::shared::events::Wanted;
 
 /// Makes keys and archives, signs the list of machines for the nodes and publishes it.
 #[derive(Debug, Parser)]
@@ -98,6 +99,12 @@ pub enum Command {
         /// How the result is printed.
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
+    },
+    /// Follow what happens on all nodes that publish to this NATS server, until interrupted.
+    #[command(after_help = "Example: mms events --transitions --machine facts --kv nats://nats.example.net:4222")]
+    Events {
+        #[command(flatten)]
+        wanted: Wanted,
     },
     /// Build, check and store archives of machines.
     #[command(subcommand, after_help = "Example: mms archive build hello")]

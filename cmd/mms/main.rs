@@ -4,6 +4,7 @@
 
 mod archive;
 mod arguments;
+mod events;
 mod faults;
 mod governor;
 mod input;
@@ -51,6 +52,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             store::block_on(url, archive::put(url, &file, &target, refused))
         }
         Command::Governor(command) => store::block_on(url, governor::run(url, command)),
+        Command::Events { wanted } => store::block_on(url, events::follow(url, &wanted)),
         Command::Kv(command) => store::block_on(url, kv::run(url, command)),
     }
 }

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "shared by two programs, of which each uses a part")]
 
 pub mod definition;
+pub mod events;
 pub mod table;
 
 use std::fmt::Display;

@@ -15,7 +15,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::Instant;
 use url::Url;
 
-use super::http::{self, Clients};
+use super::http::{self, Certificates, Clients};
 use super::path::shown;
 use super::sink::{Partial, Sink};
 use crate::digest::Sha256Digest;
@@ -27,7 +27,7 @@ use crate::spec::{Credentials, Source};
 /// Files and objects are read in pieces of this size.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// How archives are fetched. That a certificate is not checked is not among the choices.
+/// How archives are fetched. That no certificate is checked is not among the choices.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FetchSettings {
     /// For `http` and `https` sources; a user and password in it are sent to the proxy.
@@ -183,6 +183,7 @@ const FETCHES: usize = 8;
 /// Fetches archives; one for all fetches, as it keeps connections.
 pub struct Fetcher {
     settings: FetchSettings,
+    certificates: Certificates,
     places: Semaphore,
     objects: Option<Arc<dyn Store>>,
     /// Made with the first fetch that needs them: loading the system's certificates costs time and memory.
@@ -203,7 +204,20 @@ impl Fetcher {
     pub fn new(settings: FetchSettings, objects: Option<Arc<dyn Store>>) -> Result<Self, FetchError> {
         http::install_tls_provider();
         http::check(&settings)?;
-        Ok(Self { settings, places: Semaphore::new(FETCHES), objects, clients: OnceCell::new() })
+        let (certificates, places) = (Certificates::Checked, Semaphore::new(FETCHES));
+        Ok(Self { settings, certificates, places, objects, clients: OnceCell::new() })
+    }
+
+    /// One of the same settings that takes any certificate of a server.
+    #[must_use]
+    pub fn without_certificate_check(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            certificates: Certificates::Ignored,
+            places: Semaphore::new(FETCHES),
+            objects: self.objects.clone(),
+            clients: OnceCell::new(),
+        }
     }
 
     /// Fetches a source into the new file `into` (mode 0600), which must not exist.
@@ -268,7 +282,8 @@ impl Fetcher {
     ) -> Result<Body, FetchError> {
         match source {
             Source::Http(url) => {
-                let clients = self.clients.get_or_try_init(|| async { Clients::new(&self.settings) }).await?;
+                let clients =
+                    self.clients.get_or_try_init(|| async { Clients::new(&self.settings, self.certificates) }).await?;
                 http::open(clients, &self.settings, url, credentials).await.map(Body::Http)
             }
             Source::File(path) => open_file(path.clone(), shown_url).await,

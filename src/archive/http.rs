@@ -20,11 +20,20 @@ const CA_MAXIMUM_BYTES: u64 = 1024 * 1024;
 /// Sent with each request, so that a server's operator can tell who asks.
 const USER_AGENT: &str = concat!("machinesd/", env!("CARGO_PKG_VERSION"));
 
+/// Whether a server must prove who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Certificates {
+    Checked,
+    /// For archive watchers with `insecure`; what arrives is still judged by its checksum.
+    Ignored,
+}
+
 /// The clients, each made with the first request of its scheme.
 pub(super) struct Clients {
     plain: Client,
     authorities: Authorities,
     settings: FetchSettings,
+    certificates: Certificates,
     tls: std::sync::OnceLock<Client>,
 }
 
@@ -79,17 +88,17 @@ fn builder(settings: &FetchSettings) -> Result<ClientBuilder, FetchError> {
 }
 
 impl Clients {
-    pub(super) fn new(settings: &FetchSettings) -> Result<Self, FetchError> {
+    pub(super) fn new(settings: &FetchSettings, certificates: Certificates) -> Result<Self, FetchError> {
         // Without authorities no TLS connection can succeed; this client makes none, unless to a proxy.
         let needs_tls = settings.proxy.as_ref().is_some_and(|proxy| proxy.scheme() == "https");
         let authorities = Authorities { path: settings.ca.clone() };
         let plain = if needs_tls {
-            tls_client(settings, &authorities)?
+            tls_client(settings, &authorities, Certificates::Checked)?
         } else {
             let builder = builder(settings)?.tls_certs_only([]);
             builder.build().map_err(|error| FetchError::Client { reason: reason(&error) })?
         };
-        Ok(Self { plain, authorities, settings: settings.clone(), tls: std::sync::OnceLock::new() })
+        Ok(Self { plain, authorities, settings: settings.clone(), certificates, tls: std::sync::OnceLock::new() })
     }
 
     fn client(&self, url: &Url) -> Result<Client, FetchError> {
@@ -100,7 +109,7 @@ impl Clients {
                     return Ok(client.clone());
                 }
                 // Two first requests at once may both make one; the first stays.
-                let client = tls_client(&self.settings, &self.authorities)?;
+                let client = tls_client(&self.settings, &self.authorities, self.certificates)?;
                 Ok(self.tls.get_or_init(|| client).clone())
             }
             _ => Err(FetchError::Scheme { url: describe_url(url) }),
@@ -109,8 +118,15 @@ impl Clients {
 }
 
 /// Trusts the system's authorities and the configured ones; a system without any is fine when some are configured.
-fn tls_client(settings: &FetchSettings, authorities: &Authorities) -> Result<Client, FetchError> {
-    let builder = builder(settings)?.tls_certs_merge(authorities.read()?);
+fn tls_client(
+    settings: &FetchSettings,
+    authorities: &Authorities,
+    certificates: Certificates,
+) -> Result<Client, FetchError> {
+    let builder = match certificates {
+        Certificates::Checked => builder(settings)?.tls_certs_merge(authorities.read()?),
+        Certificates::Ignored => builder(settings)?.tls_certs_only([]).tls_danger_accept_invalid_certs(true),
+    };
     builder.build().map_err(|error| FetchError::Client { reason: reason(&error) })
 }
 

@@ -10,7 +10,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use super::Refusal;
+use super::{Refusal, Span};
 
 /// How long the daemon may take to answer from what it knows.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,12 +72,16 @@ impl Client {
         self.json(Method::POST, path, body.into()).await
     }
 
-    /// Follows the daemon's events, one `CloudEvent` a line, until it ends or `line` returns false.
+    /// The daemon's last events, one `CloudEvent` a line; when they are followed, until it ends or `line` returns false.
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn events(&self, mut line: impl FnMut(&str) -> bool) -> Result<(), ClientError> {
-        let response = self.send(Method::GET, "/v1/events", Bytes::new()).await?;
+    pub async fn events(&self, span: Span, mut line: impl FnMut(&str) -> bool) -> Result<(), ClientError> {
+        let path = match span {
+            Span::Recent => "/v1/events",
+            Span::Follow => "/v1/events?follow",
+        };
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
         let mut body = response.into_body();
         let mut rest = Vec::new();
         while let Some(frame) = body.frame().await {

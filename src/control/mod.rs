@@ -93,6 +93,13 @@ pub enum Follows {
     Nothing,
 }
 
+/// Whether `GET /v1/events` ends after the last events (`?follow`: goes on with those that come).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    Recent,
+    Follow,
+}
+
 /// What a refused request answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Refusal {

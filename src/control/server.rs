@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
@@ -12,7 +13,7 @@ use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::events::Bus;
+use crate::events::{Bus, Event};
 use crate::fs::FileError;
 use crate::host::HostHandle;
 use crate::journal::{DatabaseError, Journal, Record, Scope};
@@ -104,7 +105,7 @@ async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     match (request.method(), path.as_str()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &status(&api)),
-        (&Method::GET, "/v1/events") => events(&api),
+        (&Method::GET, "/v1/events") => events(&api, request.uri().query()),
         (&Method::GET, path) if path.starts_with("/v1/why/") => why(&api, path.trim_start_matches("/v1/why/")).await,
         (&Method::POST, "/v1/transition") => match body(request).await {
             Ok(request) => transition(&api, request).await,
@@ -192,18 +193,22 @@ async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
     }
 }
 
-fn events(api: &Api) -> Response<Body> {
-    let stream = futures_util::stream::unfold(api.bus.listen(), |mut receiver| async move {
+/// The last events; with `follow` also all that come.
+fn events(api: &Api, query: Option<&str>) -> Response<Body> {
+    let (recent, receiver) = api.bus.recent_and_listen();
+    let line = |event: &Event| Ok(Frame::data(Bytes::from(format!("{}\n", event.cloud_event()))));
+    let recent = futures_util::stream::iter(recent.into_iter().map(move |event| line(&event)));
+    if query != Some("follow") {
+        return Response::new(BodyExt::boxed_unsync(StreamBody::new(recent)));
+    }
+    let coming = futures_util::stream::unfold(receiver, move |mut receiver| async move {
         loop {
             match receiver.recv().await {
-                Ok(event) => {
-                    let line = Bytes::from(format!("{}\n", event.cloud_event()));
-                    return Some((Ok(Frame::data(line)), receiver));
-                }
+                Ok(event) => return Some((line(&event), receiver)),
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }
         }
     });
-    Response::new(BodyExt::boxed_unsync(StreamBody::new(stream)))
+    Response::new(BodyExt::boxed_unsync(StreamBody::new(recent.chain(coming))))
 }

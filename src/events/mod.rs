@@ -2,6 +2,11 @@
 //! never waits. `nats` carries the events to a server in the reference's format.
 
 pub mod nats;
+pub mod print;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -11,6 +16,8 @@ use crate::names::{Identity, Label, MachineName, Version};
 
 /// Listeners that fall further behind than this many events lose the oldest ones and are told how many.
 const BACKLOG: usize = 4_096;
+/// So many past events are kept for those who ask later.
+const RECENT: usize = 256;
 
 /// Which machine an event speaks of.
 #[derive(Debug, Clone)]
@@ -19,7 +26,7 @@ pub struct Origin {
     pub machine: MachineName,
     pub version: Version,
     /// Unique for each start of the machine.
-    pub instance: std::sync::Arc<str>,
+    pub instance: Arc<str>,
 }
 
 /// What happened.
@@ -103,27 +110,77 @@ impl Event {
     }
 }
 
+/// What became of the events on their way to NATS.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    sent: AtomicU64,
+    dropped: AtomicU64,
+    waiting: AtomicU64,
+}
+
+impl Delivery {
+    /// Taken by the server.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Lost, since the server was away for too long or refused them.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// In the queue at the moment.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    recent: Mutex<VecDeque<Arc<Event>>>,
+    delivery: Arc<Delivery>,
+}
+
 /// Where events are published and listened to; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Bus {
-    sender: broadcast::Sender<std::sync::Arc<Event>>,
+    sender: broadcast::Sender<Arc<Event>>,
+    shared: Arc<Shared>,
 }
 
 impl Default for Bus {
     fn default() -> Self {
-        Self { sender: broadcast::Sender::new(BACKLOG) }
+        Self { sender: broadcast::Sender::new(BACKLOG), shared: Arc::default() }
     }
 }
 
 impl Bus {
     /// Hands the event to every listener; never waits, and having no listener is fine.
     pub fn publish(&self, event: Event) {
-        _ = self.sender.send(std::sync::Arc::new(event));
+        let event = Arc::new(event);
+        // Sent under the lock, so that whoever asks for the past and listens gets each event once.
+        let mut recent = self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(Arc::clone(&event));
+        _ = self.sender.send(event);
     }
 
     /// Listens to the events from now on.
-    pub fn listen(&self) -> broadcast::Receiver<std::sync::Arc<Event>> {
+    pub fn listen(&self) -> broadcast::Receiver<Arc<Event>> {
         self.sender.subscribe()
+    }
+
+    /// The last events, oldest first, and those from now on.
+    pub fn recent_and_listen(&self) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
+        let recent = self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        (recent.iter().cloned().collect(), self.listen())
+    }
+
+    /// Counts of the way to NATS.
+    pub fn delivery(&self) -> Arc<Delivery> {
+        Arc::clone(&self.shared.delivery)
     }
 }
 

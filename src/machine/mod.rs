@@ -10,6 +10,7 @@ mod keeper;
 pub mod neighbours;
 pub mod panel;
 pub mod problem;
+pub mod property;
 mod reader;
 pub mod runner;
 mod slot;

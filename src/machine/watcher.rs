@@ -146,7 +146,7 @@ impl Services {
             archive_limits: crate::archive::Limits::default(),
             sync: None,
             trust: None,
-            commands: Arc::new(process::System),
+            commands: Arc::new(process::System::default()),
             clock: Clock::System,
             chance: Chance::Random,
             neighbours: Arc::default(),

@@ -2,20 +2,21 @@
 //! there is replaced in one step, and only by something that has been verified whole.
 
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use notify::{RecursiveMode, Watcher as _};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::archive::{unpack, verify_directory};
+use crate::archive::{Fetcher, unpack, verify_directory};
 use crate::digest::Sha256Digest;
-use crate::machine::template::Template;
+use crate::machine::template::{Scope, Template};
 use crate::machine::watcher::{
-    BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Watcher, schema_of,
+    Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, schema_of,
 };
 use crate::names::MachineName;
 use crate::spec::{Credentials, Source};
@@ -43,22 +44,25 @@ pub const KIND: Kind = Kind {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
-    /// `https://`, `http://`, `file:///…` or `obj://BUCKET/NAME`.
-    source: String,
+    /// `https://`, `http://`, `file:///…` or `obj://BUCKET/NAME`. This and the others that are texts may be templates.
+    source: Template,
     /// SHA-256 of the archive.
-    checksum: String,
+    checksum: Template,
     /// The one top directory of the archive, made in `target`.
-    creates: String,
+    creates: Template,
     /// An absolute path.
-    target: PathBuf,
+    target: Template,
     /// The name of the list of checksums; `SHA256SUMS`.
-    #[serde(default = "list_name")]
-    verify: String,
+    verify: Option<Template>,
     /// SHA-256 of that list.
-    verify_checksum: String,
+    verify_checksum: Template,
     /// For basic authentication.
-    username: Option<String>,
-    password: Option<String>,
+    username: Option<Template>,
+    password: Option<Template>,
+    /// The certificate of the server is not checked. What comes is still what the checksum names, but anyone between may
+    /// read the user and the password; to trust an authority of your own, set `[fetch] ca` instead.
+    #[serde(default)]
+    insecure: bool,
     /// How long fetching and unpacking may take; at least 5s.
     #[serde(default = "five_minutes", deserialize_with = "crate::duration::deserialize")]
     #[schemars(schema_with = "crate::duration::schema")]
@@ -75,10 +79,22 @@ struct Properties {
 /// they would otherwise take every blocking thread for minutes, and with them the threads of all else.
 static PLACES: Semaphore = Semaphore::const_new(4);
 
-fn list_name() -> String {
-    "SHA256SUMS".to_owned()
+/// After a change on disk this passes before the check, as most changes are several.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// The name of the list of checksums, as the archives of this project have it.
+const LIST_NAME: &str = "SHA256SUMS";
+
+/// An archive watcher.
+struct Watched {
+    properties: Properties,
+    /// Where the last check looked, for the task that waits for changes there.
+    place: watch::Sender<Option<PathBuf>>,
+    insecure: OnceLock<Arc<Fetcher>>,
+    governed: Governed,
 }
 
+/// What is wanted, its templates rendered.
 #[derive(Clone)]
 struct Archive {
     shown_source: String,
@@ -88,54 +104,118 @@ struct Archive {
     verify_checksum: Sha256Digest,
     creates: MachineName,
     target: PathBuf,
-    timeout: Duration,
-    governed: Arc<Governed>,
 }
+
+/// A property, and what is wrong with it.
+type Fault = (&'static str, String);
 
 fn build(context: &BuildContext<'_>) -> Built {
     let properties: Properties = context.properties()?;
-    let mut problems = Vec::new();
-    let mut note = |key: &str, error: String| problems.push(context.fault(key, error));
-    let source = Source::parse(&properties.source).map_err(|error| note("source", error.to_string())).ok();
-    let checksum = Sha256Digest::parse(&properties.checksum).map_err(|error| note("checksum", error.to_string())).ok();
-    let verify_checksum = Sha256Digest::parse(&properties.verify_checksum);
-    let verify_checksum = verify_checksum.map_err(|error| note("verify_checksum", error.to_string())).ok();
-    let creates = MachineName::new(&properties.creates).map_err(|error| note("creates", error.to_string())).ok();
-    if properties.verify != "SHA256SUMS" {
-        note("verify", "verify must be SHA256SUMS".to_owned());
-    }
-    let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
-    if !properties.target.is_absolute() || !properties.target.components().all(is_plain) {
-        note("target", format!("target {} must be an absolute path without ..", properties.target.display()));
-    }
+    // What is no template is judged now.
+    let (_, faults) = properties.read(|template| Ok(template.is_plain().then(|| template.source().to_owned())));
+    let mut problems: Vec<_> = faults.into_iter().map(|(key, fault)| context.fault(key, fault)).collect();
     if properties.timeout < Duration::from_secs(5) {
-        note("timeout", "timeout must be at least 5s".to_owned());
+        problems.push(context.fault("timeout", "timeout must be at least 5s"));
     }
-    let credentials = match (properties.username, properties.password) {
-        (Some(username), Some(password)) => Some(Credentials { username, password }),
-        (None, None) => None,
-        _ => {
+    let (governor, patience) = (properties.governor.clone(), properties.governor_timeout);
+    let governed = Governed::new(context, governor, patience, &mut problems);
+    let place = watch::Sender::new(None);
+    if problems.is_empty() {
+        Ok(Arc::new(Watched { properties, place, insecure: OnceLock::new(), governed }))
+    } else {
+        Err(problems)
+    }
+}
+
+impl Properties {
+    /// Judges every text that `render` gives; `None` is one that is not known yet. The archive, when all are known and
+    /// good, and all that is wrong.
+    fn read(&self, render: impl Fn(&Template) -> Result<Option<String>, String>) -> (Option<Archive>, Vec<Fault>) {
+        let mut faults: Vec<Fault> = Vec::new();
+        let mut text = |key: &'static str, template: &Template| {
+            render(template).unwrap_or_else(|fault| {
+                faults.push((key, fault));
+                None
+            })
+        };
+        let shown_source = text("source", &self.source);
+        let checksum = text("checksum", &self.checksum);
+        let verify_checksum = text("verify_checksum", &self.verify_checksum);
+        let creates = text("creates", &self.creates);
+        let target = text("target", &self.target);
+        let list = self.verify.as_ref().and_then(|verify| text("verify", verify));
+        let username = self.username.as_ref().and_then(|username| text("username", username));
+        let password = self.password.as_ref().and_then(|password| text("password", password));
+        let mut note = |key: &'static str, fault: String| faults.push((key, fault));
+        let source = shown_source
+            .as_deref()
+            .and_then(|text| Source::parse(text).map_err(|error| note("source", error.to_string())).ok());
+        let mut digest = |key: &'static str, text: Option<String>| {
+            text.and_then(|text| Sha256Digest::parse(&text).map_err(|error| note(key, error.to_string())).ok())
+        };
+        let checksum = digest("checksum", checksum);
+        let verify_checksum = digest("verify_checksum", verify_checksum);
+        let creates =
+            creates.and_then(|text| MachineName::new(&text).map_err(|error| note("creates", error.to_string())).ok());
+        if list.is_some_and(|list| list != LIST_NAME) {
+            note("verify", format!("verify must be {LIST_NAME}"));
+        }
+        let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+        let target = target.map(PathBuf::from).filter(|target| {
+            let good = target.is_absolute() && target.components().all(is_plain);
+            if !good {
+                note("target", format!("target {} must be an absolute path without ..", target.display()));
+            }
+            good
+        });
+        if self.username.is_some() != self.password.is_some() {
             note("username", "username and password belong together".to_owned());
-            None
         }
-    };
-    let (governor, patience) = (properties.governor, properties.governor_timeout);
-    let governed = Arc::new(Governed::new(context, governor, patience, &mut problems));
-    match (source, checksum, verify_checksum, creates) {
-        (Some(source), Some(checksum), Some(verify_checksum), Some(creates)) if problems.is_empty() => {
-            Ok(Arc::new(Archive {
-                shown_source: properties.source,
-                source,
-                credentials,
-                checksum,
-                verify_checksum,
-                creates,
-                target: properties.target,
-                timeout: properties.timeout,
-                governed,
-            }))
+        let credentials = username.zip(password).map(|(username, password)| Credentials { username, password });
+        let archive = match (shown_source, source, checksum, verify_checksum, creates, target) {
+            (Some(shown_source), Some(source), Some(checksum), Some(verify_checksum), Some(creates), Some(target))
+                if faults.is_empty() =>
+            {
+                Some(Archive { shown_source, source, credentials, checksum, verify_checksum, creates, target })
+            }
+            _ => None,
+        };
+        (archive, faults)
+    }
+
+    fn templates(&self) -> impl Iterator<Item = &Template> {
+        [&self.source, &self.checksum, &self.creates, &self.target, &self.verify_checksum]
+            .into_iter()
+            .chain(&self.verify)
+            .chain(&self.username)
+            .chain(&self.password)
+    }
+}
+
+impl Watched {
+    /// What is wanted at the moment.
+    fn render(&self, scope: &Scope) -> Result<Archive, String> {
+        let render = |template: &Template| match template.render(scope) {
+            Ok(text) => Ok(Some(text.into_owned())),
+            Err(error) => Err(crate::errors::chain(&error)),
+        };
+        let (archive, faults) = self.properties.read(render);
+        archive.ok_or_else(|| {
+            let faults: Vec<String> = faults.into_iter().map(|(key, fault)| format!("{key}: {fault}")).collect();
+            faults.join("; ")
+        })
+    }
+
+    fn fetcher(&self, context: &Context) -> Arc<Fetcher> {
+        let usual = &context.services.fetcher;
+        if !self.properties.insecure {
+            return Arc::clone(usual);
         }
-        _ => Err(problems),
+        Arc::clone(self.insecure.get_or_init(|| {
+            let (machine, watcher) = (&context.definition.name, &context.watcher);
+            tracing::warn!(%machine, %watcher, "insecure: the certificate of the source's server is not checked");
+            Arc::new(usual.without_certificate_check())
+        }))
     }
 }
 
@@ -163,13 +243,13 @@ impl Archive {
         verify_directory(&directory, &self.verify_checksum).map_err(|drift| ("verify_failed", drift.to_string()))
     }
 
-    async fn install(&self, context: &Context) -> Result<(), String> {
+    async fn install(&self, context: &Context, fetcher: &Fetcher) -> Result<(), String> {
         let copies = self.copies();
         let (target, ours, link) = (self.target.clone(), copies.clone(), self.link());
         let checked = tokio::task::spawn_blocking(move || check_place(&target, &ours, &link)).await;
         checked.unwrap_or_else(|error| Err(error.to_string()))?;
         let staging = copies.join(format!(".{}-temp", uuid::Uuid::new_v4().simple()));
-        let result = self.install_in(context, &copies, &staging).await;
+        let result = self.install_in(context, fetcher, &copies, &staging).await;
         let cleaned = tokio::task::spawn_blocking(move || crate::fs::remove_tree(&staging)).await;
         if let Ok(Err(error)) = cleaned {
             tracing::warn!("{}", crate::errors::chain(&error));
@@ -177,13 +257,19 @@ impl Archive {
         result
     }
 
-    async fn install_in(&self, context: &Context, copies: &Path, staging: &Path) -> Result<(), String> {
+    async fn install_in(
+        &self,
+        context: &Context,
+        fetcher: &Fetcher,
+        copies: &Path,
+        staging: &Path,
+    ) -> Result<(), String> {
         let prepare = |error: crate::fs::FileError| crate::errors::chain(&error);
         crate::fs::create_directory(copies, 0o755).map_err(prepare)?;
         crate::fs::create_directory(staging, 0o700).map_err(prepare)?;
         let file = staging.join("archive");
         let services = &context.services;
-        let fetched = services.fetcher.fetch(&self.source, self.credentials.as_ref(), &file).await;
+        let fetched = fetcher.fetch(&self.source, self.credentials.as_ref(), &file).await;
         let fetched = fetched.map_err(|error| crate::errors::chain(&error))?;
         if fetched.digest != self.checksum {
             return Err(format!(
@@ -265,9 +351,21 @@ fn forget_others(copies: &Path, kept: &Path) -> Result<(), crate::fs::FileError>
 }
 
 #[async_trait]
-impl Watcher for Archive {
+impl Watcher for Watched {
     async fn check(&self, check: Check) -> Report {
-        let this = self.clone();
+        let archive = match self.render(&check.scope()) {
+            Ok(archive) => archive,
+            Err(faults) => return Report::error(faults),
+        };
+        let link = archive.link();
+        self.place.send_if_modified(|place| {
+            let other = place.as_ref() != Some(&link);
+            if other {
+                *place = Some(link.clone());
+            }
+            other
+        });
+        let this = archive.clone();
         // Never closed.
         let place = PLACES.acquire().await;
         let inspected = tokio::task::spawn_blocking(move || this.inspect()).await;
@@ -283,24 +381,29 @@ impl Watcher for Archive {
             Ok(slot) => slot,
             Err(report) => return report,
         };
+        let fetcher = self.fetcher(&check.context);
         let installing = async {
             let _place = PLACES.acquire().await;
-            self.install(&check.context).await
+            archive.install(&check.context, &fetcher).await
         };
-        let limit = self.timeout;
+        let limit = self.properties.timeout;
         let late = || Err(format!("it took longer than {}", crate::duration::format(limit)));
         match tokio::time::timeout(limit, installing).await.unwrap_or_else(|_| late()) {
-            Ok(()) => Report::new("downloaded").fire(Fire::Success).announce(),
+            Ok(()) => {
+                // What is watched is another directory now.
+                self.place.send_replace(Some(link));
+                Report::new("downloaded").fire(Fire::Success).announce()
+            }
             Err(error) if outcome == "verify_failed" => {
                 let error = Some(format!("{reason}; and it can't be replaced: {error}"));
                 Report { error, ..Report::new("verify_failed") }.fire(Fire::Fail).announce()
             }
-            Err(error) => Report::error(format!("could not install {}: {error}", self.link().display())),
+            Err(error) => Report::error(format!("could not install {}: {error}", link.display())),
         }
     }
 
     fn timeout(&self) -> Duration {
-        self.timeout + self.governed.patience()
+        self.properties.timeout + self.governed.patience()
     }
 
     fn left(&self) -> Option<Report> {
@@ -309,15 +412,64 @@ impl Watcher for Archive {
     }
 
     fn looks_up(&self) -> Vec<String> {
-        self.governed.looks_up()
+        let mut paths = self.governed.looks_up();
+        paths.extend(self.properties.templates().flat_map(|template| template.lookups().to_vec()));
+        paths
+    }
+
+    fn observe(&self, _context: &Context, signal: Signal) -> Option<Background> {
+        let mut place = self.place.subscribe();
+        Some(Box::pin(async move {
+            let changed = Arc::new(Notify::new());
+            let mut watching = None;
+            loop {
+                tokio::select! {
+                    moved = place.changed() => {
+                        if moved.is_err() {
+                            return;
+                        }
+                        let link = place.borrow_and_update().clone();
+                        // What was watched before goes first: it may be the same directory.
+                        drop(watching.take());
+                        watching = link.and_then(|link| observed(&link, &changed));
+                    }
+                    () = changed.notified(), if watching.is_some() => {
+                        tokio::time::sleep(SETTLE).await;
+                        signal.check();
+                    }
+                }
+            }
+        }))
     }
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
         Map::from_iter([
-            ("source".to_owned(), json!(self.shown_source)),
-            ("creates".to_owned(), json!(self.creates.as_str())),
+            ("source".to_owned(), json!(self.properties.source.source())),
+            ("creates".to_owned(), json!(self.properties.creates.source())),
             ("previous_outcome".to_owned(), json!(seen.outcome)),
             ("previous_run_time".to_owned(), json!(seen.run_time_nanos())),
         ])
     }
+}
+
+/// Tells of changes to the link, and to all below where it leads. Without it the interval finds them.
+fn observed(link: &Path, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+    let target = link.parent()?.to_owned();
+    let (own, copy) = (link.to_owned(), std::fs::canonicalize(link).ok());
+    let changed = Arc::clone(changed);
+    let inside = copy.clone();
+    let is_ours = move |path: &PathBuf| *path == own || inside.as_ref().is_some_and(|copy| path.starts_with(copy));
+    let handler = move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(&is_ours)) {
+            changed.notify_one();
+        }
+    };
+    let watched = notify::recommended_watcher(handler).and_then(|mut watcher| {
+        watcher.watch(&target, RecursiveMode::NonRecursive)?;
+        if let Some(copy) = &copy {
+            watcher.watch(copy, RecursiveMode::Recursive)?;
+        }
+        Ok(watcher)
+    });
+    watched.map_err(|error| tracing::debug!("{}: changes are found by the interval only: {error}", link.display())).ok()
 }

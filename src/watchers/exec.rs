@@ -14,8 +14,9 @@ use crate::machine::watcher::{
     BuildContext, Built, Check, Fire, Fires, Kind, Report, Seen, Watcher, Writes, schema_of,
 };
 
-use crate::machine::template::Template;
-use crate::process::{self, Command, Ended};
+use crate::machine::property::{NameOrNumber, Size};
+use crate::machine::template::{Scope, Template};
+use crate::process::{self, Command, Confinement, Ended, Limits};
 
 use super::governed::{Governed, five_minutes};
 
@@ -32,9 +33,6 @@ pub const KIND: Kind = Kind {
     schema: schema_of::<Properties>,
 };
 
-/// Of each run's output, so many lines are in the log at debug level.
-const LOGGED_LINES: usize = 100;
-
 /// Of a command's output, this much is shown to people: its end.
 const DETAIL_BYTES: usize = 1_024;
 
@@ -42,11 +40,12 @@ const DETAIL_BYTES: usize = 1_024;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
-    /// The command and its arguments in shell words; no shell is involved.
-    command: String,
-    /// More environment, as `NAME=value`.
+    /// The command and its arguments in shell words; no shell is involved. A template is rendered first and then split,
+    /// so a value with blanks becomes several words unless the template stands in quotes: `'{{ lookup "data.name" "" }}'`.
+    command: Template,
+    /// More environment, as `NAME=value`; each may be a template.
     #[serde(default)]
-    environment: Vec<String>,
+    environment: Vec<Template>,
     /// If the command takes longer, it is killed with all it started, and counts as failed.
     #[serde(default = "one_second", deserialize_with = "crate::duration::deserialize")]
     #[schemars(schema_with = "crate::duration::schema")]
@@ -70,16 +69,33 @@ struct Properties {
     #[serde(default = "five_minutes", deserialize_with = "crate::duration::deserialize")]
     #[schemars(schema_with = "crate::duration::schema")]
     governor_timeout: Duration,
+    /// The user that the command runs as, by name or number, with the user's groups; the daemon must run as root.
+    user: Option<NameOrNumber>,
+    /// The group that the command runs as, by name or number; the user's own by default.
+    group: Option<NameOrNumber>,
+    /// Permissions that new files of the command do not get, in octal digits such as "0027".
+    umask: Option<String>,
+    /// How much memory each process of the command may have, and all together, for example 64MiB.
+    memory: Option<Size>,
+    /// How much processor time the command may use with all it starts.
+    #[serde(default, deserialize_with = "some_duration")]
+    #[schemars(schema_with = "crate::duration::schema")]
+    cpu: Option<Duration>,
+    /// How many processes and threads the command may have at one time; needs `user`, as root is never bound by it.
+    tasks: Option<u32>,
 }
 
 fn one_second() -> Duration {
     Duration::from_secs(1)
 }
 
+fn some_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    crate::duration::deserialize(deserializer).map(Some)
+}
+
 struct Exec {
     properties: Properties,
-    words: Vec<String>,
-    environment: Vec<(String, String)>,
+    confinement: Confinement,
     governed: Governed,
 }
 
@@ -89,42 +105,86 @@ fn build(context: &BuildContext<'_>) -> Built {
     let mut problems = Vec::new();
     let (governor, patience) = (properties.governor.clone(), properties.governor_timeout);
     let governed = Governed::new(context, governor, patience, &mut problems);
-    let words = match shell_words::split(&properties.command) {
-        Ok(words) if words.is_empty() => {
-            problems.push(context.fault("command", "command is empty"));
-            Vec::new()
-        }
-        Ok(words) => words,
-        Err(error) => {
-            problems.push(context.fault("command", format!("command {:?}: {error}", properties.command)));
-            Vec::new()
-        }
-    };
-    if words.iter().any(|word| word.contains('\0')) {
-        problems.push(context.fault("command", "command must not hold a NUL character"));
+    // What is a template is judged when it is rendered.
+    if properties.command.is_plain()
+        && let Err(reason) = split(properties.command.source())
+    {
+        problems.push(context.fault("command", reason));
     }
-    let mut environment = Vec::new();
-    for (index, line) in properties.environment.iter().enumerate() {
-        match line.split_once('=') {
-            Some((name, value)) if !name.is_empty() && !line.contains('\0') => {
-                environment.push((name.to_owned(), value.to_owned()));
-            }
-            _ => problems.push(
-                context.fault(&format!("environment/{index}"), format!("environment {line:?} must be NAME=value")),
-            ),
+    for (index, line) in properties.environment.iter().enumerate().filter(|(_, line)| line.is_plain()) {
+        if let Err(reason) = variable(line.source()) {
+            problems.push(context.fault(&format!("environment/{index}"), reason));
+        }
+    }
+    let umask = properties.umask.as_deref().map(octal).transpose().unwrap_or_else(|reason| {
+        problems.push(context.fault("umask", reason));
+        None
+    });
+    for (name, is_zero) in [
+        ("memory", properties.memory.is_some_and(|size| size.bytes() == 0)),
+        ("cpu", properties.cpu.is_some_and(|time| time.is_zero())),
+        ("tasks", properties.tasks == Some(0)),
+    ] {
+        if is_zero {
+            problems.push(context.fault(name, format!("{name} must be more than 0")));
         }
     }
     if properties.timeout.is_zero() {
         problems.push(context.fault("timeout", "timeout must be longer than 0s"));
     }
-    if problems.is_empty() { Ok(Arc::new(Exec { properties, words, environment, governed })) } else { Err(problems) }
+    let confinement = Confinement {
+        user: properties.user.clone().map(NameOrNumber::account),
+        group: properties.group.clone().map(NameOrNumber::account),
+        umask,
+        limits: Limits {
+            memory_bytes: properties.memory.map(Size::bytes),
+            cpu: properties.cpu,
+            tasks: properties.tasks,
+        },
+    };
+    if problems.is_empty() { Ok(Arc::new(Exec { properties, confinement, governed })) } else { Err(problems) }
+}
+
+/// The words of a command.
+fn split(command: &str) -> Result<Vec<String>, String> {
+    let words = shell_words::split(command).map_err(|error| format!("command {command:?}: {error}"))?;
+    if words.is_empty() {
+        return Err("command is empty".to_owned());
+    }
+    if words.iter().any(|word| word.contains('\0')) {
+        return Err("command must not hold a NUL character".to_owned());
+    }
+    Ok(words)
+}
+
+fn variable(line: &str) -> Result<(String, String), String> {
+    match line.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !line.contains('\0') => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("environment {line:?} must be NAME=value")),
+    }
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    let digits = (3..=4).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let value = if digits { u32::from_str_radix(text, 8).ok() } else { None };
+    value.filter(|mask| *mask <= 0o777).ok_or_else(|| format!("umask {text:?} must be octal digits such as \"0027\""))
 }
 
 impl Exec {
+    /// The words and the environment of the moment.
+    fn render(&self, scope: &Scope) -> Result<(Vec<String>, Vec<(String, String)>), String> {
+        let render = |template: &Template| {
+            template.render(scope).map(std::borrow::Cow::into_owned).map_err(|error| crate::errors::chain(&error))
+        };
+        let words = split(&render(&self.properties.command)?)?;
+        let environment = self.properties.environment.iter().map(|line| variable(&render(line)?));
+        Ok((words, environment.collect::<Result<_, _>>()?))
+    }
+
     fn report(&self, ended: Ended) -> Report {
         let detail = Some(tail(&ended.output)).filter(|text| !text.is_empty());
         let failed = |message: String| Report { detail: detail.clone(), ..Report::error(message) };
-        let command = &self.properties.command;
+        let command = self.properties.command.source();
         match ended.failure {
             Some(failure) => {
                 let output = detail.as_deref().map(|text| format!("; it printed: {text}")).unwrap_or_default();
@@ -174,25 +234,25 @@ impl Watcher for Exec {
             Err(report) => return report,
         };
         let context = &check.context;
+        let (words, environment) = match self.render(&check.scope()) {
+            Ok(rendered) => rendered,
+            Err(reason) => return Report::error(format!("{}: {reason}", self.properties.command)),
+        };
         let command = Command {
-            words: self.words.clone(),
+            words,
             directory: context.directory.clone(),
             data_directory: context.data_directory.clone(),
-            environment: self.environment.clone(),
+            environment,
             watcher: context.watcher.to_string(),
             machine: context.definition.name.to_string(),
             data: to_json(&check.data).to_string(),
             facts: context.services.node.facts().text().to_owned(),
             timeout: self.properties.timeout,
             remains: if self.properties.disown { process::Remains::Leave } else { process::Remains::Kill },
+            confinement: self.confinement.clone(),
         };
         match context.services.commands.run(command).await {
-            Ok(ended) => {
-                for line in String::from_utf8_lossy(&ended.output).lines().take(LOGGED_LINES) {
-                    tracing::debug!(machine = %context.definition.name, watcher = %context.watcher, "output: {line}");
-                }
-                self.report(ended)
-            }
+            Ok(ended) => self.report(ended),
             Err(error) => Report::error(format!("{}: {}", self.properties.command, crate::errors::chain(&error))),
         }
     }
@@ -208,7 +268,10 @@ impl Watcher for Exec {
     }
 
     fn looks_up(&self) -> Vec<String> {
-        self.governed.looks_up()
+        let templates = std::iter::once(&self.properties.command).chain(&self.properties.environment);
+        let mut paths: Vec<String> = templates.flat_map(|template| template.lookups().to_vec()).collect();
+        paths.extend(self.governed.looks_up());
+        paths
     }
 
     fn writes(&self) -> Writes {
@@ -217,7 +280,7 @@ impl Watcher for Exec {
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
         Map::from_iter([
-            ("command".to_owned(), json!(self.properties.command)),
+            ("command".to_owned(), json!(self.properties.command.source())),
             ("previous_outcome".to_owned(), json!(seen.outcome)),
             ("previous_run_time".to_owned(), json!(seen.run_time_nanos())),
         ])

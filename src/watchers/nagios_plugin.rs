@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::machine::data::to_json;
 use crate::machine::problem::Problem;
 use crate::machine::watcher::{BuildContext, Check};
-use crate::process::{Command, Remains};
+use crate::process::{Command, Confinement, Remains};
 
 /// More values in one output are left out.
 pub const MAXIMUM_VALUES: usize = 1_000;
@@ -58,6 +58,7 @@ pub fn command(check: &Check, words: Vec<String>, timeout: Duration) -> Command 
         facts: context.services.node.facts().text().to_owned(),
         timeout,
         remains: Remains::Kill,
+        confinement: Confinement::default(),
     }
 }
 

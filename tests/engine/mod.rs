@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "shared by test programs of which each uses a part")]
 
+pub mod fields;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

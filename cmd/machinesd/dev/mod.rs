@@ -2,7 +2,6 @@
 //! archive, a signed specification, the embedded store, the daemon, the agent. It tells what happens as it happens, and
 //! takes changes while it runs.
 
-mod narrator;
 mod workshop;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use machines::config::{File, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::daemon::{Daemon, Parts};
+use crate::narrator;
 use crate::run::{load, runtime};
 use crate::shared::{Failure, line};
 

@@ -1,4 +1,4 @@
-//! Tells a newcomer what the daemon does: its own log lines, in short, on standard output.
+//! Tells a person what runs in the foreground: the log lines, in short, on standard output.
 
 use std::fmt::{Debug, Write};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use crate::shared::line;
 
 /// Tells when the agent has spoken.
 pub struct Narrator {
+    started: Instant,
     output: Arc<Notify>,
 }
 
@@ -23,15 +24,26 @@ impl Narrator {
     pub async fn first_output(&self) {
         self.output.notified().await;
     }
+
+    /// Tells something that is not in the log.
+    pub fn tell(&self, who: &str, what: &str) {
+        tell(self.started, " ", who, what);
+    }
+}
+
+fn tell(started: Instant, mark: &str, who: &str, what: &str) {
+    let seconds = started.elapsed().as_secs_f32();
+    line(format!("{mark} {seconds:6.2}s  {who:<14} {what}"));
 }
 
 /// Starts to tell.
 pub fn start() -> Narrator {
     let output = Arc::new(Notify::new());
-    let teller = Teller { started: Instant::now(), output: Arc::clone(&output) };
-    let filter = EnvFilter::builder().parse_lossy("warn,machines=info,machines::watchers::exec=debug");
+    let started = Instant::now();
+    let filter = EnvFilter::builder().parse_lossy("warn,machines=info,machines::output=debug");
+    let teller = Teller { started, output: Arc::clone(&output) };
     _ = tracing_subscriber::registry().with(filter).with(teller).try_init();
-    Narrator { output }
+    Narrator { started, output }
 }
 
 struct Teller {
@@ -52,8 +64,7 @@ impl<S: Subscriber> Layer<S> for Teller {
             (machine, "") => machine.to_owned(),
             (machine, watcher) => format!("{machine}/{watcher}"),
         };
-        let seconds = self.started.elapsed().as_secs_f32();
-        line(format!("{mark} {seconds:6.2}s  {who:<14} {}{}", words.message, words.rest));
+        tell(self.started, mark, &who, &format!("{}{}", words.message, words.rest));
         if words.message.starts_with("output: ") {
             self.output.notify_one();
         }
