@@ -188,6 +188,7 @@ fn a_node_at_work_is_shown_and_explained() {
         (r"\b\d+s\b", "[AGO]"),
         (r"\b\d+ checks?", "[N] checks"),
         (r#""checks": \d+"#, r#""checks": [N]"#),
+        (r#""errors": \d+"#, r#""errors": [N]"#),
         // A second look at the manager's machines may have come already.
         (r#""outcome": "(updated|unchanged)""#, r#""outcome": "[OUTCOME]""#),
         (r"machines \(machines\): (updated|unchanged)", "machines (machines): [OUTCOME]"),
