@@ -85,7 +85,10 @@ fn a_bad_list_is_refused_with_the_place_and_the_reason() {
     let machines = |machines: &str| format!("watchers: []\nmachines: {machines}\n");
     let path_rule = "must be a plain relative path inside the project, without . and ..";
     let cases = [
-        (watchers("[kv, gossip]"), "watcher \"gossip\" is unknown: there is neither src/watchers/gossip.rs nor".into()),
+        (
+            watchers("[kv, gossip]"),
+            "watcher \"telepathy\" is unknown: there is neither src/watchers/gossip.rs nor".into(),
+        ),
         (watchers("[kv, kv]"), "watcher \"kv\" is listed twice: remove one of the two".into()),
         (watchers("[mod]"), "watcher \"mod\" can't be the name of a watcher kind".into()),
         (watchers("[\"\"]"), "watcher \"\" can't be the name of a watcher kind".into()),
@@ -145,13 +148,13 @@ fn a_public_key_that_could_not_protect_a_node_is_refused() {
 #[test]
 fn a_refused_list_stops_the_build_with_the_compilers_own_error() {
     let project = project_with(&[]);
-    let faults = generate("watchers: [gossip]\nmachines: {}\n", project.path(), None).unwrap_err();
+    let faults = generate("watchers: [telepathy]\nmachines: {}\n", project.path(), None).unwrap_err();
     let checks = "pub struct Kind;\ninclude!(\"kinds.rs\");\nfn main() { _ = KINDS; }\n";
     let output = compile(project.path(), &refusal(&faults), checks);
     let message = text(&output.stderr);
     assert!(!output.status.success());
     assert!(message.contains("aborting due to 1 previous error"), "one fault, one error: {message}");
-    assert!(message.contains("error: packager/plugins.yaml: watcher \"gossip\" is unknown"), "{message}");
+    assert!(message.contains("error: packager/plugins.yaml: watcher \"telepathy\" is unknown"), "{message}");
     let output = compile(project.path(), &refusal(&faults), "include!(\"builtin.rs\");\nfn main() {}\n");
     assert!(!output.status.success(), "both files refuse");
 }

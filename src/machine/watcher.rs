@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::kv::Store;
 use crate::names::Label;
 use crate::node::Node;
+use crate::notices::Notices;
 use crate::process::{self, Commands};
 use crate::spec::Trust;
 use crate::sync::Reconciler;
@@ -120,6 +121,8 @@ pub struct Services {
     /// Runs commands.
     pub commands: Arc<dyn Commands>,
     pub clock: Clock,
+    /// Tells of changes in directories.
+    pub notices: Notices,
 }
 
 impl Services {
@@ -134,6 +137,7 @@ impl Services {
             trust: None,
             commands: Arc::new(process::System),
             clock: Clock::System,
+            notices: Notices::default(),
         }
     }
 }
@@ -144,6 +148,8 @@ pub struct Context {
     pub services: Arc<Services>,
     pub definition: Arc<Definition>,
     pub watcher: Label,
+    /// Unique for each start of the machine.
+    pub instance: Arc<str>,
     /// The directory of machine.yaml; commands run in it.
     pub directory: PathBuf,
     /// Where the machine may keep files; survives upgrades.
@@ -289,6 +295,14 @@ impl Signal {
     /// Waits until any signal of this machine is raised.
     pub(super) async fn raised(&self) {
         self.wake.notified().await;
+    }
+}
+
+/// Calls for a check whenever the node's facts change.
+pub async fn follow_facts(node: Arc<Node>, signal: Signal) {
+    let mut facts = node.follow_facts();
+    while facts.changed().await.is_ok() {
+        signal.check();
     }
 }
 

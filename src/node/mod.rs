@@ -2,9 +2,11 @@
 //! built-in ones (os, kernel, arch, cpus, memory, addresses) with the facts files merged over them, later files over
 //! earlier ones.
 
+pub mod accounts;
 mod addresses;
 mod facts;
 mod hostname;
+mod query;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,6 +16,8 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
 use crate::names::{Identity, NameError};
+
+pub use query::{escaped, query, split_first};
 
 /// Where commands are looked for when the daemon has no `PATH`.
 const DEFAULT_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -37,6 +41,11 @@ impl Facts {
     /// As JSON.
     pub fn text(&self) -> &str {
         self.text.get_or_init(|| self.value.to_string())
+    }
+
+    /// The value at a GJSON path; `None` when there is none.
+    pub fn query(&self, path: &str) -> Option<serde_json::Value> {
+        query(self.text(), path)
     }
 }
 

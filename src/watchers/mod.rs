@@ -3,8 +3,13 @@
 
 mod archive;
 mod exec;
+mod expression;
+mod file;
+mod gossip;
 mod kv;
 mod machines;
+mod plugins;
+mod schedule;
 mod timer;
 
 use crate::machine::watcher::Kind;
