@@ -20,11 +20,12 @@ const KEY: &str = "1e85719c6959eb0f2c8f2166e30ae952ccaef2c286f31868ea1d311d3738a
 #[test]
 fn the_projects_own_list_names_its_kinds_and_its_manager() {
     let list = fs::read_to_string(root().join(generator::LIST)).unwrap();
-    let project = project_with(&["kv", "machines", "archive", "exec", "timer"]);
+    let kinds: Vec<&str> = machines::watchers::KINDS.iter().map(|kind| kind.name).collect();
+    let project = project_with(&kinds);
     let definition = fs::read_to_string(root().join("machines/manager/machine.yaml")).unwrap();
     add(project.path(), "machines/manager/machine.yaml", &definition);
     let generated = generate(&list, project.path(), None).unwrap();
-    for kind in ["kv", "machines", "archive", "exec", "timer"] {
+    for kind in kinds {
         assert!(generated.kinds.contains(&format!("    {kind}::KIND,\n")), "{}", generated.kinds);
     }
     assert!(generated.builtin.contains("name: \"manager\""), "{}", generated.builtin);
@@ -86,8 +87,8 @@ fn a_bad_list_is_refused_with_the_place_and_the_reason() {
     let path_rule = "must be a plain relative path inside the project, without . and ..";
     let cases = [
         (
-            watchers("[kv, gossip]"),
-            "watcher \"telepathy\" is unknown: there is neither src/watchers/gossip.rs nor".into(),
+            watchers("[kv, telepathy]"),
+            "watcher \"telepathy\" is unknown: there is neither src/watchers/telepathy.rs nor".into(),
         ),
         (watchers("[kv, kv]"), "watcher \"kv\" is listed twice: remove one of the two".into()),
         (watchers("[mod]"), "watcher \"mod\" can't be the name of a watcher kind".into()),

@@ -184,12 +184,12 @@ fn bad_properties_are_refused_with_their_places() {
         assert!(message.contains(&format!("gossip watcher \"it\": {reason}")), "{properties}: {message}");
     }
     let cases = [
-        ("cluster: lon", "cluster: l.n", "13:18: ", "cluster \"l.n\" must be letters, digits, _ and -, a letter first"),
-        ("port: 8080", "port: 0", "17:15: ", "port must not be 0"),
-        ("port: 8080", "port: 80800", "17:15: ", "port: invalid value"),
-        ("priority: 2", "prefix: a b", "18:17: ", "prefix: subject \"a b\" must be words"),
-        ("priority: 2", "prio: 2", "18:9: ", "unknown key \"prio\""),
-        ("        service: web\n", "", "13:", "missing field `service`"),
+        ("cluster: lon", "cluster: l.n", "14:18: ", "cluster \"l.n\" must be letters, digits, _ and -, a letter first"),
+        ("port: 8080", "port: 0", "18:15: ", "port must not be 0"),
+        ("port: 8080", "port: 80800", "18:15: ", "port: invalid value"),
+        ("priority: 2", "prefix: a b", "19:17: ", "prefix: subject \"a b\" must be words"),
+        ("priority: 2", "prio: 2", "19:9: ", "unknown key \"prio\""),
+        ("        service: web\n", "", "14:", "missing field `service`"),
     ];
     for (from, to, place, reason) in cases {
         let message = refused(&REGISTRATION.replace(from, to));

@@ -67,7 +67,9 @@ async fn carries_out_its_own_form_and_refuses_the_other_one() {
     let mut told = Vec::new();
     eventually("the event", || {
         told.extend(events.drain());
-        let found = told.iter().any(|event| event["data"]["plugins"] == json!(["one"]));
+        let found = told
+            .iter()
+            .any(|event| event["data"]["plugins"].as_array().is_some_and(|names| names.contains(&json!("one"))));
         async move { found }
     })
     .await;
@@ -78,6 +80,8 @@ async fn carries_out_its_own_form_and_refuses_the_other_one() {
         ("machines", Form::Plugins, "this is an envelope of the \"plugins\" form"),
         ("plugins", Form::Machines, "this is an envelope of the \"machines\" form"),
     ] {
+        // Or the watcher would begin with what the one before was given.
+        std::fs::remove_dir_all(lab.path("data")).unwrap();
         let only = [world.publish(&format!("by-{kind}"), "1.0.0")];
         let handle = manage(&lab, kind, &envelope(form, &only, Some(&world.key)));
         eventually("the refusal", || async {
