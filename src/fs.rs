@@ -4,6 +4,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is the one room that may call the raw functions")]
 
+mod beneath;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -11,6 +13,8 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
+
+pub use beneath::{Attributes, Beneath, PlainFile};
 
 /// Opens a directory without following a link at its name.
 const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

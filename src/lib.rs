@@ -24,6 +24,7 @@ pub mod node;
 pub mod errors;
 pub mod suggest;
 pub mod clock;
+pub mod notices;
 pub mod fs;
 pub mod digest;
 pub mod duration;

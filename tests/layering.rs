@@ -26,7 +26,10 @@ const LAYERS: &[(&[&str], &str)] = &[
     (&["expr"], "decides what matches, on a node that it is given"),
     (&["node"], "identity and facts"),
     (&["errors", "suggest"], "show errors of any kind, and what was meant"),
-    (&["clock", "fs", "digest", "duration", "names"], "types and file operations that know nothing of machines"),
+    (
+        &["clock", "notices", "fs", "digest", "duration", "names"],
+        "types and file operations that know nothing of machines",
+    ),
 ];
 
 const MAXIMUM_LINES: usize = 600;

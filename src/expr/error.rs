@@ -56,6 +56,8 @@ pub enum Problem {
     Operands { operator: &'static str, operands: String },
     #[error("the result of {operator} is out of range")]
     OutOfRange { operator: &'static str },
+    #[error("it takes in more than {} bytes of facts and data; ask for a part of them", limits::VALUE_BYTES)]
+    TooMuchData,
     #[error("could not look at {subject:?}: {reason}")]
     Probe { subject: String, reason: String },
     #[error("the expression gave {value}, not true or false")]

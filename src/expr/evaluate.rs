@@ -1,34 +1,98 @@
-//! Runs a checked tree on a node. In: tree and node. Out: a value, or the problem with its place; every function call
+//! Runs a checked tree on a node. In: tree, node, facts and data. Out: a value, or the problem with its place; every function call
 //! that was made, in order. `&&`, `||`, `??` and `?:` evaluate only the side that counts.
 
-use super::Call;
+use serde_json::Value as Json;
+
 use super::error::Problem;
 use super::functions::Function;
 use super::lexer::{Refused, shorten};
 use super::pattern::Pattern;
 use super::tree::{Absent, Binary, Part, Tree, Unary};
-use super::value::Value;
+use super::value::{Budget, Value};
+use super::{Call, World};
 use crate::node::Node;
 
 pub(super) struct Evaluator<'a> {
-    node: &'a Node,
+    world: &'a World<'a>,
+    budget: Budget,
     calls: Vec<Call>,
 }
 
+/// Facts or data that are looked into where they are.
+enum Found<'a> {
+    Json(&'a Json),
+    /// All data.
+    Items,
+    /// There is no such key.
+    Nil,
+}
+
 impl<'a> Evaluator<'a> {
-    pub(super) fn new(node: &'a Node) -> Self {
-        Self { node, calls: Vec::new() }
+    pub(super) fn new(world: &'a World<'a>) -> Self {
+        Self { world, budget: Budget::default(), calls: Vec::new() }
     }
 
     pub(super) fn into_calls(self) -> Vec<Call> {
         self.calls
     }
 
+    /// What a variable or a chain of members of one stands for, without a copy of the whole; `None` for all else.
+    fn find(&mut self, tree: &Tree) -> Result<Option<Found<'a>>, Refused> {
+        match &tree.part {
+            Part::Variable(name) => Ok(match name.as_str() {
+                "facts" => Some(Found::Json(self.world.facts.value())),
+                "data" => Some(Found::Items),
+                _ => None,
+            }),
+            Part::Index { of, index, absent } => {
+                let Some(found) = self.find(of)? else { return Ok(None) };
+                if let (Found::Nil | Found::Json(Json::Null), Absent::IsNil) = (&found, absent) {
+                    return Ok(Some(Found::Nil));
+                }
+                let index = self.value(index)?;
+                let at = |problem| (tree.offset, problem);
+                match (&found, &index) {
+                    (Found::Items, Value::Text(key)) => {
+                        Ok(Some(self.world.data.get(key.as_str()).map_or(Found::Nil, |value| Found::Json(value))))
+                    }
+                    (Found::Json(Json::Object(map)), Value::Text(key)) => {
+                        Ok(Some(map.get(key).map_or(Found::Nil, Found::Json)))
+                    }
+                    (Found::Json(Json::Array(items)), Value::Integer(position)) => {
+                        let item = item(items, *position).map_err(at)?;
+                        Ok(Some(Found::Json(item)))
+                    }
+                    _ => {
+                        let of = self.copied(&found).map_err(at)?;
+                        member(&of, &index).map_err(at).map(|_| None)
+                    }
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn copied(&mut self, found: &Found<'_>) -> Result<Value, Problem> {
+        match found {
+            Found::Nil => Ok(Value::Nil),
+            Found::Json(json) => self.budget.copy(json),
+            Found::Items => {
+                let items = self.world.data.iter();
+                let items = items.map(|(name, value)| Ok(((*name).to_owned(), self.budget.copy(value)?)));
+                items.collect::<Result<_, _>>().map(Value::Map)
+            }
+        }
+    }
+
     pub(super) fn value(&mut self, tree: &Tree) -> Result<Value, Refused> {
         match &tree.part {
             Part::Literal(value) => Ok(value.clone()),
-            // The parser admits only the scope's variables, and `match` has none.
+            Part::Variable(name) if name == "identity" => Ok(Value::Text(self.world.node.identity.to_string())),
+            // The parser admits only the scope's variables.
             Part::Variable(name) => {
+                if let Some(found) = self.find(tree)? {
+                    return self.copied(&found).map_err(|problem| (tree.offset, problem));
+                }
                 let help = "it has no value here".to_owned();
                 Err((tree.offset, Problem::UnknownName { name: shorten(name), help }))
             }
@@ -53,6 +117,9 @@ impl<'a> Evaluator<'a> {
                 value => Err((tree.offset, Problem::Operands { operator: "?:", operands: value.describe() })),
             },
             Part::Index { of, index, absent } => {
+                if let Some(found) = self.find(tree)? {
+                    return self.copied(&found).map_err(|problem| (tree.offset, problem));
+                }
                 let of = self.value(of)?;
                 if of == Value::Nil && *absent == Absent::IsNil {
                     return Ok(Value::Nil);
@@ -93,7 +160,12 @@ impl<'a> Evaluator<'a> {
         let arguments = arguments.iter().map(|argument| self.value(argument)).collect::<Result<Vec<_>, _>>()?;
         let list: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let call = format!("{}({})", function.name(), list.join(", "));
-        let result = run(function, &arguments, pattern, self.node);
+        let result = match (function, arguments.as_slice()) {
+            (Function::GetFact | Function::Lookup, [Value::Text(path), default @ ..]) => {
+                self.look_up(function, path, default.first())
+            }
+            (function, arguments) => run(function, arguments, pattern, self.world.node),
+        };
         let returned = match &result {
             Ok(value) => value.to_string(),
             Err(problem) => format!("error: {problem}"),
@@ -101,6 +173,22 @@ impl<'a> Evaluator<'a> {
         self.calls.push(Call { call, returned });
         result.map_err(|problem| (offset, problem))
     }
+
+    fn look_up(&mut self, function: Function, path: &str, default: Option<&Value>) -> Result<Value, Problem> {
+        let path = if function == Function::Lookup { path.strip_prefix("facts.").unwrap_or(path) } else { path };
+        match self.world.facts.query(path) {
+            None | Some(Json::Null) => Ok(default.cloned().unwrap_or(Value::Nil)),
+            Some(found) => self.budget.copy(&found),
+        }
+    }
+}
+
+/// An item by its place, counted from the end when it is negative.
+fn item<T>(items: &[T], position: i64) -> Result<&T, Problem> {
+    let count = i64::try_from(items.len()).unwrap_or(i64::MAX);
+    let position = if position < 0 { position.saturating_add(count) } else { position };
+    let item = usize::try_from(position).ok().and_then(|position| items.get(position));
+    item.ok_or(Problem::OutOfRange { operator: "[]" })
 }
 
 fn run(function: Function, arguments: &[Value], pattern: Option<&Pattern>, node: &Node) -> Result<Value, Problem> {
@@ -163,12 +251,7 @@ fn unary(operator: Unary, value: Value) -> Result<Value, Problem> {
 fn member(of: &Value, index: &Value) -> Result<Value, Problem> {
     match (of, index) {
         (Value::Map(_), Value::Text(key)) => Ok(of.member(key).cloned().unwrap_or(Value::Nil)),
-        (Value::Array(items), Value::Integer(position)) => {
-            let count = i64::try_from(items.len()).unwrap_or(i64::MAX);
-            let position = if *position < 0 { position.saturating_add(count) } else { *position };
-            let item = usize::try_from(position).ok().and_then(|position| items.get(position));
-            item.cloned().ok_or(Problem::OutOfRange { operator: "[]" })
-        }
+        (Value::Array(items), Value::Integer(position)) => item(items, *position).cloned(),
         _ => {
             let operands = format!("{} and {}", of.describe(), index.describe());
             Err(Problem::Operands { operator: "[]", operands })

@@ -6,8 +6,7 @@ use std::path::Path;
 use super::error::Problem;
 use super::value::Value;
 
-/// The names that an expression may use. A scope for watcher expressions (data, facts, `get_fact`) is one more
-/// constant here, with its variables.
+/// The names that an expression may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scope {
     /// What the expression is for, as messages name it.
@@ -28,6 +27,55 @@ impl Scope {
             Function::HasFile,
             Function::HasDirectory,
             Function::HasCommand,
+            Function::Len,
+            Function::Lower,
+            Function::Upper,
+            Function::Trim,
+            Function::HasPrefix,
+            Function::HasSuffix,
+        ],
+    };
+
+    /// The scope of `match` in a specification of the `plugins` form, which can look at facts too.
+    pub const PLUGINS_MATCH: Self = Self {
+        purpose: "match",
+        variables: &[],
+        functions: &[
+            Function::Identity,
+            Function::HasFile,
+            Function::HasDirectory,
+            Function::HasCommand,
+            Function::GetFact,
+            Function::Len,
+            Function::Lower,
+            Function::Upper,
+            Function::Trim,
+            Function::HasPrefix,
+            Function::HasSuffix,
+        ],
+    };
+
+    /// The scope of watchers: `identity` is a text here, and facts and data are at hand.
+    pub const WATCHER: Self = Self {
+        purpose: "watcher",
+        variables: &["data", "facts", "identity"],
+        functions: &[
+            Function::GetFact,
+            Function::Len,
+            Function::Lower,
+            Function::Upper,
+            Function::Trim,
+            Function::HasPrefix,
+            Function::HasSuffix,
+        ],
+    };
+
+    /// The scope of what stands between `{{` and `}}` in hierarchical data.
+    pub const HIERARCHY: Self = Self {
+        purpose: "hierarchy",
+        variables: &["facts", "identity"],
+        functions: &[
+            Function::Lookup,
             Function::Len,
             Function::Lower,
             Function::Upper,
@@ -75,6 +123,10 @@ pub enum Function {
     HasDirectory,
     /// `has_command(name)`: an executable of that name is in the search path.
     HasCommand,
+    /// `get_fact(path)`: the fact at a GJSON path, or nil.
+    GetFact,
+    /// `lookup(path, default)`: the value at a GJSON path into `{"facts": …}`, or the default, or nil.
+    Lookup,
     /// `len(value)`: characters of a text, items of an array or a map.
     Len,
     Lower,
@@ -92,6 +144,8 @@ impl Function {
             Self::HasFile => "has_file",
             Self::HasDirectory => "has_directory",
             Self::HasCommand => "has_command",
+            Self::GetFact => "get_fact",
+            Self::Lookup => "lookup",
             Self::Len => "len",
             Self::Lower => "lower",
             Self::Upper => "upper",
@@ -108,6 +162,8 @@ impl Function {
             Self::HasFile => "has_file('/etc/os-release')",
             Self::HasDirectory => "has_directory('/etc')",
             Self::HasCommand => "has_command('facter')",
+            Self::GetFact => "get_fact('os.id')",
+            Self::Lookup => "lookup('facts.os.id', 'debian')",
             Self::Len => "len('text')",
             Self::Lower => "lower('TEXT')",
             Self::Upper => "upper('text')",
@@ -123,10 +179,17 @@ impl Function {
             Self::Identity => (1, "one string, a regular expression"),
             Self::HasFile | Self::HasDirectory => (1, "one string, an absolute path"),
             Self::HasCommand => (1, "one string, the name of a command"),
+            Self::GetFact => (1, "one string, the path of a fact"),
+            Self::Lookup => (1, "one string, a path such as 'facts.os.id', and perhaps a default"),
             Self::Len => (1, "one string, array or map"),
             Self::Lower | Self::Upper | Self::Trim => (1, "one string"),
             Self::HasPrefix | Self::HasSuffix => (2, "two strings"),
         }
+    }
+
+    /// Whether it can be called with so many arguments.
+    pub(super) fn takes(self, arguments: usize) -> bool {
+        arguments == self.signature().0 || (self == Self::Lookup && arguments == 2)
     }
 
     /// Checks an argument, which may be a literal (at parse) or a value (at evaluation).
@@ -134,7 +197,8 @@ impl Function {
         let (_, expected) = self.signature();
         let wrong_type = || Problem::Arguments { function: self.name(), expected, found: argument.describe() };
         match (self, argument) {
-            (Self::Len, Value::Text(_) | Value::Array(_) | Value::Map(_)) => Ok(()),
+            // The default of a lookup may be anything; that its path is a text is seen when it is called.
+            (Self::Lookup, _) | (Self::Len, Value::Text(_) | Value::Array(_) | Value::Map(_)) => Ok(()),
             (Self::Len, _) => Err(wrong_type()),
             (Self::HasFile | Self::HasDirectory, Value::Text(path)) => check_path("a path", path, &PathForm::Absolute),
             (Self::HasCommand, Value::Text(name)) => check_path("a command name", name, &PathForm::NameOrAbsolute),

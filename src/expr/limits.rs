@@ -1,6 +1,7 @@
 //! Bounds of an expression. They keep the parser's and the evaluator's recursion far below the 2 MiB stack of a worker
 //! thread, and the work of one evaluation proportional to the length of its text: there are no loops, no closures, no
-//! ranges and no function whose result is larger than what it was given.
+//! ranges and no function whose result is larger than what it was given. Facts and data, which may be large, are looked
+//! into where they are, and only what an expression ends up with is copied, up to a limit.
 
 /// Longest expression in bytes.
 pub const LENGTH_BYTES: usize = 4096;
@@ -14,3 +15,6 @@ pub const TERMS: usize = 256;
 
 /// Largest compiled regular expression in bytes; `(a{1000}){1000}` is refused, not compiled.
 pub const REGEX_BYTES: usize = 1024 * 1024;
+
+/// Most facts and data, as they are in memory, that one evaluation takes in, in bytes.
+pub const VALUE_BYTES: usize = 8 * 1024 * 1024;

@@ -3,7 +3,7 @@
 //! The language is the reference's, expr (<https://expr-lang.org>), without what makes its cost unbounded: closures,
 //! ranges, `let`, pipes, slices and methods. Operators: `&& || ! and or not == != < <= > >= in matches contains
 //! startsWith endsWith + - * / % ** ?? ?:`; literals: numbers, strings in `'`, `"` and backticks, arrays, maps.
-//! Functions: those of [`Scope::MATCH`]. Whatever is not understood whole is an error with its place.
+//! Functions and variables: those of the [`Scope`]. Whatever is not understood whole is an error with its place.
 
 mod error;
 mod evaluate;
@@ -14,16 +14,27 @@ mod parser;
 mod pattern;
 mod tree;
 mod value;
+mod watcher;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::node::Node;
+use crate::node::{Facts, Node};
 
 pub use error::{ExpressionError, Problem};
 pub use functions::{Function, Scope};
+pub use watcher::WatcherExpression;
+
+/// What an expression may look at.
+pub struct World<'a> {
+    pub node: &'a Node,
+    pub facts: &'a Facts,
+    /// The items of a machine's data by name; `match` has none.
+    pub data: BTreeMap<&'a str, &'a serde_json::Value>,
+}
 
 /// A parsed and checked `match` expression; the empty one is true on every node. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -55,7 +66,15 @@ impl MatchExpression {
     /// # Errors
     /// The first problem, with its place.
     pub fn parse(source: &str) -> Result<Self, ExpressionError> {
-        match parser::parse(source, &Scope::MATCH) {
+        Self::parse_in(source, &Scope::MATCH)
+    }
+
+    /// As [`Self::parse`], with the names of another scope.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_in(source: &str, scope: &Scope) -> Result<Self, ExpressionError> {
+        match parser::parse(source, scope) {
             Ok(tree) => Ok(Self { source: source.into(), tree: tree.map(Arc::new) }),
             Err((offset, problem)) => Err(ExpressionError::new(source, offset, problem)),
         }
@@ -72,7 +91,9 @@ impl MatchExpression {
         let Some(tree) = &self.tree else {
             return Evaluation { result: Ok(true), calls: Vec::new() };
         };
-        let mut evaluator = evaluate::Evaluator::new(node);
+        let facts = node.facts();
+        let world = World { node, facts: &facts, data: BTreeMap::new() };
+        let mut evaluator = evaluate::Evaluator::new(&world);
         let result = match evaluator.value(tree) {
             Ok(value::Value::Boolean(answer)) => Ok(answer),
             Ok(other) => Err((0, Problem::NotBoolean { value: other.to_string() })),

@@ -332,8 +332,8 @@ impl Parser<'_> {
 
 /// Checks what can be known before evaluation, so that a mistake is found when the specification is packed.
 fn check_call(function: Function, arguments: &[Tree], offset: usize) -> Result<Option<Pattern>, Refused> {
-    let (count, expected) = function.signature();
-    if arguments.len() != count {
+    let (_, expected) = function.signature();
+    if !function.takes(arguments.len()) {
         let found = match arguments.len() {
             0 => "none".to_owned(),
             count => format!("{count} arguments"),

@@ -2,6 +2,11 @@
 
 use std::fmt;
 
+use serde_json::Value as Json;
+
+use super::error::Problem;
+use super::limits;
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     Nil,
@@ -52,6 +57,44 @@ impl Value {
             Self::Array(_) => "an array".to_owned(),
             Self::Map(_) => "a map".to_owned(),
         }
+    }
+}
+
+/// How much of facts and data an evaluation may still take in.
+pub(super) struct Budget {
+    bytes: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { bytes: limits::VALUE_BYTES }
+    }
+}
+
+impl Budget {
+    /// The JSON value as a value of the language. The depth of JSON that anyone can hand in is bounded by its parser.
+    pub(super) fn copy(&mut self, json: &Json) -> Result<Value, Problem> {
+        let text = match json {
+            Json::String(text) => text.len(),
+            Json::Object(map) => map.keys().map(String::len).sum(),
+            _ => 0,
+        };
+        let cost = text.saturating_add(size_of::<(String, Value)>());
+        self.bytes = self.bytes.checked_sub(cost).ok_or(Problem::TooMuchData)?;
+        Ok(match json {
+            Json::Null => Value::Nil,
+            Json::Bool(value) => Value::Boolean(*value),
+            Json::Number(number) => match number.as_i64() {
+                Some(integer) => Value::Integer(integer),
+                None => Value::Float(number.as_f64().unwrap_or_default()),
+            },
+            Json::String(text) => Value::Text(text.clone()),
+            Json::Array(items) => Value::Array(items.iter().map(|item| self.copy(item)).collect::<Result<_, _>>()?),
+            Json::Object(map) => {
+                let entries = map.iter().map(|(key, value)| Ok((key.clone(), self.copy(value)?)));
+                Value::Map(entries.collect::<Result<_, _>>()?)
+            }
+        })
     }
 }
 

@@ -6,6 +6,7 @@ pub mod data;
 pub mod definition;
 pub mod document;
 pub mod fsm;
+pub mod hierarchy;
 mod keeper;
 pub mod neighbours;
 pub mod panel;

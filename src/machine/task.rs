@@ -206,6 +206,7 @@ impl Task {
             services: Arc::clone(&self.setup.services),
             definition: Arc::clone(&self.setup.definition),
             watcher: slot.definition.name.clone(),
+            instance: Arc::clone(&self.origin.instance),
             directory: self.setup.directory.clone(),
             data_directory: self.setup.data_directory.clone(),
         }

@@ -13,7 +13,9 @@ use gotmpl::{FuncMap, TemplateError as GoError, Value as GoValue};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use crate::node::Facts;
+use crate::node::{Facts, split_first};
+
+pub use crate::node::query;
 
 use super::data::{Snapshot, to_json};
 
@@ -80,14 +82,16 @@ impl Scope {
     }
 }
 
-/// The value at a GJSON path (<https://github.com/tidwall/gjson/blob/master/SYNTAX.md>) of a JSON text.
-pub fn query(json: &str, path: &str) -> Option<Value> {
-    // The library is handed texts that we have written ourselves, but paths that anyone may have.
-    let found = std::panic::catch_unwind(|| {
-        let value = gjson::get(json, path);
-        value.exists().then(|| value.json().to_owned())
-    });
-    found.ok().flatten().and_then(|text| serde_json::from_str(&text).ok())
+/// The data items that paths into `{"facts": …, "data": …}` look up; their change calls for a check at once.
+pub fn items_of<'a>(lookups: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let item = |path: &str| match split_first(path) {
+        (root, rest) if root == "data" && !rest.is_empty() => Some(split_first(rest).0),
+        _ => None,
+    };
+    let mut items: Vec<String> = lookups.into_iter().filter_map(item).collect();
+    items.sort();
+    items.dedup();
+    items
 }
 
 impl Template {

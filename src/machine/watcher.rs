@@ -18,6 +18,7 @@ use crate::governor::{Governors, StoreGovernors};
 use crate::kv::Store;
 use crate::names::Label;
 use crate::node::Node;
+use crate::notices::Notices;
 use crate::process::{self, Commands};
 use crate::spec::Trust;
 use crate::sync::Reconciler;
@@ -132,6 +133,8 @@ pub struct Services {
     pub neighbours: Arc<Neighbours>,
     /// Where watchers show what the HTTP listener and Prometheus read.
     pub panel: Arc<Panel>,
+    /// Tells of changes in directories.
+    pub notices: Notices,
 }
 
 impl Services {
@@ -151,6 +154,7 @@ impl Services {
             chance: Chance::Random,
             neighbours: Arc::default(),
             panel: Arc::default(),
+            notices: Notices::default(),
         }
     }
 }
@@ -161,6 +165,8 @@ pub struct Context {
     pub services: Arc<Services>,
     pub definition: Arc<Definition>,
     pub watcher: Label,
+    /// Unique for each start of the machine.
+    pub instance: Arc<str>,
     /// The directory of machine.yaml; commands run in it.
     pub directory: PathBuf,
     /// Where the machine may keep files; survives upgrades.
@@ -306,6 +312,14 @@ impl Signal {
     /// Waits until any signal of this machine is raised.
     pub(super) async fn raised(&self) {
         self.wake.notified().await;
+    }
+}
+
+/// Calls for a check whenever the node's facts change.
+pub async fn follow_facts(node: Arc<Node>, signal: Signal) {
+    let mut facts = node.follow_facts();
+    while facts.changed().await.is_ok() {
+        signal.check();
     }
 }
 

@@ -2,10 +2,12 @@
 //! built-in ones (os, kernel, arch, cpus, memory, addresses) with the facts files merged over them, later files over
 //! earlier ones.
 
+pub mod accounts;
 mod addresses;
 mod facts;
 mod follow;
 mod hostname;
+mod query;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -17,6 +19,7 @@ use tokio::sync::watch;
 use crate::names::{Identity, NameError};
 
 pub use follow::follow;
+pub use query::{escaped, query, split_first};
 
 /// Where commands are looked for when the daemon has no `PATH`.
 const DEFAULT_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -40,6 +43,11 @@ impl Facts {
     /// As JSON.
     pub fn text(&self) -> &str {
         self.text.get_or_init(|| self.value.to_string())
+    }
+
+    /// The value at a GJSON path; `None` when there is none.
+    pub fn query(&self, path: &str) -> Option<serde_json::Value> {
+        query(self.text(), path)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The envelope: `{"machines": "<base64>", "signature": "<hex>"}`. In: the exact bytes that were published. Out: the
+//! The envelope: `{"machines": "<base64>", "signature": "<hex>"}`, or the same with `plugins`. In: the exact bytes that were published. Out: the
 //! decoded payload, still untrusted, and the signature. Nothing of the payload is interpreted here.
 
 use std::collections::HashSet;
@@ -8,48 +8,62 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 
+use super::Form;
 use super::error::SpecificationError;
 use super::keys::PublicKey;
 
 /// The envelope with its fields decoded.
 pub(super) struct Envelope {
-    /// The bytes that the signature has to cover.
+    form: Form,
+    /// The list, decoded; what the signature of the `machines` form covers.
     pub(super) payload: Vec<u8>,
-    /// Their text in the envelope, which another format of the reference signs instead.
-    pub(super) encoded: String,
+    /// Its text in the envelope; what the signature of the `plugins` form covers.
+    encoded: String,
     pub(super) signature: Option<[u8; 64]>,
 }
 
 impl Envelope {
-    pub(super) fn read(bytes: &[u8], limit_bytes: usize) -> Result<Self, SpecificationError> {
+    pub(super) fn read(bytes: &[u8], limit_bytes: usize, form: Form) -> Result<Self, SpecificationError> {
         if bytes.len() > limit_bytes {
             return Err(SpecificationError::TooLarge { bytes: bytes.len(), limit_bytes });
         }
         let mut reader = serde_json::Deserializer::from_slice(bytes);
-        let mut fields = Fields::default();
+        let mut fields = Fields { form, list: None, signature: None, other_form: false };
         let result = serde::Deserializer::deserialize_map(&mut reader, EnvelopeVisitor(&mut fields));
         result.and_then(|()| reader.end()).map_err(|error| SpecificationError::envelope(&error))?;
-        if fields.machines.is_none() && fields.plugins {
-            return Err(SpecificationError::PluginsForm);
-        }
-        let encoded = fields.machines.ok_or(SpecificationError::NoMachines)?;
-        let payload = STANDARD.decode(&encoded).map_err(|error| SpecificationError::base64(&error))?;
+        let encoded = match (form, fields.list, fields.other_form) {
+            // Its one signature could be meant for either list.
+            (_, Some(_), true) => return Err(SpecificationError::BothForms),
+            (_, Some(encoded), false) => encoded,
+            (Form::Machines, None, true) => return Err(SpecificationError::PluginsForm),
+            (Form::Plugins, None, true) => return Err(SpecificationError::MachinesForm),
+            (Form::Machines, None, false) => return Err(SpecificationError::NoMachines),
+            (Form::Plugins, None, false) => return Err(SpecificationError::NoPlugins),
+        };
+        let payload = STANDARD.decode(&encoded).map_err(|error| SpecificationError::base64(form, &error))?;
         // An empty signature is what the reference's own structure reads as none.
         let signature = match fields.signature.as_deref() {
             None | Some("") => None,
             Some(text) => Some(read_signature(text)?),
         };
-        Ok(Self { payload, encoded, signature })
+        Ok(Self { form, payload, encoded, signature })
     }
 
     /// Which of the keys made the signature.
     pub(super) fn signed_by(&self, keys: &[PublicKey]) -> Result<PublicKey, SpecificationError> {
         let signature = self.signature.as_ref().ok_or(SpecificationError::Unsigned)?;
-        if let Some(key) = keys.iter().find(|key| key.verifies(&self.payload, signature)) {
+        let (covered, not_covered) = match self.form {
+            Form::Machines => (self.payload.as_slice(), self.encoded.as_bytes()),
+            Form::Plugins => (self.encoded.as_bytes(), self.payload.as_slice()),
+        };
+        if let Some(key) = keys.iter().find(|key| key.verifies(covered, signature)) {
             return Ok(*key);
         }
-        if keys.iter().any(|key| key.verifies(self.encoded.as_bytes(), signature)) {
-            return Err(SpecificationError::SignatureCoversText);
+        if keys.iter().any(|key| key.verifies(not_covered, signature)) {
+            return Err(match self.form {
+                Form::Machines => SpecificationError::SignatureCoversText,
+                Form::Plugins => SpecificationError::SignatureCoversBytes,
+            });
         }
         let keys = keys.iter().map(PublicKey::to_hex).collect::<Vec<_>>().join(", ");
         Err(SpecificationError::SignatureInvalid { keys })
@@ -68,11 +82,12 @@ fn read_signature(text: &str) -> Result<[u8; 64], SpecificationError> {
     Ok(bytes)
 }
 
-#[derive(Default)]
 struct Fields {
-    machines: Option<String>,
+    form: Form,
+    list: Option<String>,
     signature: Option<String>,
-    plugins: bool,
+    /// The field of the other form is there too.
+    other_form: bool,
 }
 
 struct EnvelopeVisitor<'a>(&'a mut Fields);
@@ -81,17 +96,18 @@ impl<'de> Visitor<'de> for EnvelopeVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object with \"machines\" and \"signature\"")
+        write!(formatter, "an object with \"{}\" and \"signature\"", self.0.form.field())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut seen = HashSet::new();
+        let field = self.0.form.field();
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                "machines" if !seen.contains("machines") => self.0.machines = map.next_value()?,
+                list if list == field && !seen.contains(field) => self.0.list = map.next_value()?,
                 "signature" if !seen.contains("signature") => self.0.signature = map.next_value()?,
                 // The reference reads keys without regard to case, so that it would take this one for the real one.
-                _ if is_misspelt(&key) => {
+                _ if is_misspelt(&key, field) => {
                     let message = format!("key {key:?} must be written {:?}", key.to_ascii_lowercase());
                     return Err(A::Error::custom(message));
                 }
@@ -101,15 +117,15 @@ impl<'de> Visitor<'de> for EnvelopeVisitor<'_> {
                     }
                 }
             }
-            self.0.plugins |= key == "plugins";
+            self.0.other_form |= key != field && ["machines", "plugins"].contains(&key.as_str());
             refuse_duplicate(&mut seen, key)?;
         }
         Ok(())
     }
 }
 
-fn is_misspelt(key: &str) -> bool {
-    ["machines", "signature"].iter().any(|known| key != *known && key.eq_ignore_ascii_case(known))
+fn is_misspelt(key: &str, field: &str) -> bool {
+    [field, "signature"].iter().any(|known| key != *known && key.eq_ignore_ascii_case(known))
 }
 
 /// Two readers of an object with a key twice may take different ones.

@@ -16,8 +16,16 @@ pub enum SpecificationError {
     NoMachines,
     #[error("this is an envelope of the \"plugins\" form; a machines specification needs \"machines\"")]
     PluginsForm,
-    #[error("\"machines\" is not standard base64 with padding: {reason}")]
-    Base64 { reason: String },
+    #[error("this is an envelope of the \"machines\" form; a plugins specification needs \"plugins\"")]
+    MachinesForm,
+    #[error("the envelope has no \"plugins\"")]
+    NoPlugins,
+    #[error(
+        "the envelope has both \"machines\" and \"plugins\", but its signature can cover only one; send them apart"
+    )]
+    BothForms,
+    #[error("\"{field}\" is not standard base64 with padding: {reason}")]
+    Base64 { field: &'static str, reason: String },
     #[error("\"signature\" is not a signature: {reason}")]
     SignatureEncoding { reason: String },
     #[error("the specification is not signed, but a trusted key is configured; sign it with \"mms pack FILE KEY\"")]
@@ -27,6 +35,11 @@ pub enum SpecificationError {
          \"mms pack FILE KEY\""
     )]
     SignatureCoversText,
+    #[error(
+        "the signature covers the decoded bytes, as in the \"machines\" form; that of a plugins specification must \
+         cover the base64 text"
+    )]
+    SignatureCoversBytes,
     #[error("the signature was not made over this content by a trusted key; trusted: {keys}")]
     SignatureInvalid { keys: String },
     #[error("the list of machines is not valid at line {line}, column {column}: {reason}")]
@@ -81,7 +94,7 @@ impl SpecificationError {
         Self::Payload { line: error.line(), column: error.column(), reason: reason(error) }
     }
 
-    pub(super) fn base64(error: &base64::DecodeError) -> Self {
+    pub(super) fn base64(form: super::Form, error: &base64::DecodeError) -> Self {
         use base64::DecodeError;
         let reason = match error {
             DecodeError::InvalidByte(at, byte) => {
@@ -92,7 +105,7 @@ impl SpecificationError {
             DecodeError::InvalidLastSymbol(at, _) => format!("character {} has bits that would be lost", at + 1),
             DecodeError::InvalidPadding => "the padding with \"=\" is missing or too long".to_owned(),
         };
-        Self::Base64 { reason }
+        Self::Base64 { field: form.field(), reason }
     }
 }
 

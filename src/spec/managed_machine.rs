@@ -8,7 +8,7 @@ use super::error::{EntryProblem, LISTED_PROBLEMS, SpecificationError};
 use super::raw::RawEntry;
 use super::{place, raw};
 use crate::digest::Sha256Digest;
-use crate::expr::MatchExpression;
+use crate::expr::{MatchExpression, Scope};
 use crate::names::{GovernorName, MachineName};
 
 /// The checksums file of an archive; the format knows no other.
@@ -84,8 +84,8 @@ pub struct ManagedMachine {
     pub governor: Option<GovernorName>,
 }
 
-/// Reads and validates the whole list.
-pub(super) fn validate(payload: &[u8], limit: usize) -> Result<Vec<ManagedMachine>, SpecificationError> {
+/// Reads and validates the whole list, whose matches may use what the scope has.
+pub(super) fn validate(payload: &[u8], limit: usize, scope: &Scope) -> Result<Vec<ManagedMachine>, SpecificationError> {
     let entries = raw::read(payload).map_err(|error| SpecificationError::payload(&error))?;
     if entries.len() > limit {
         return Err(SpecificationError::TooManyMachines { machines: entries.len(), limit });
@@ -95,7 +95,7 @@ pub(super) fn validate(payload: &[u8], limit: usize) -> Result<Vec<ManagedMachin
     let mut matchers: HashMap<String, MatchExpression> = HashMap::new();
     let mut problems = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
-        let mut checked = Checked { index, raw: entry, problems: &mut problems };
+        let mut checked = Checked { index, raw: entry, scope, problems: &mut problems };
         machines.extend(checked.machine(&mut names, &mut matchers));
     }
     if problems.is_empty() {
@@ -115,6 +115,7 @@ pub(super) fn validate(payload: &[u8], limit: usize) -> Result<Vec<ManagedMachin
 struct Checked<'a, 'p> {
     index: usize,
     raw: RawEntry<'p>,
+    scope: &'a Scope,
     problems: &'a mut Vec<EntryProblem>,
 }
 
@@ -194,7 +195,7 @@ impl Checked<'_, '_> {
     /// Expressions repeat in a list, and parsing one compiles its regular expressions.
     fn matcher(&mut self, matchers: &mut HashMap<String, MatchExpression>) -> Option<MatchExpression> {
         let text = self.raw.get("match").unwrap_or_default().to_owned();
-        match MatchExpression::parse(&text) {
+        match MatchExpression::parse_in(&text, self.scope) {
             Ok(matcher) => {
                 matchers.insert(text, matcher.clone());
                 Some(matcher)

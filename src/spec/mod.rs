@@ -18,7 +18,7 @@ use crate::digest::Sha256Digest;
 pub use error::{EntryProblem, SpecificationError};
 pub use keys::{EXAMPLE_PUBLIC_KEY, KeyError, PublicKey, SecretKey};
 pub use managed_machine::{Credentials, ManagedMachine, Source};
-pub use pack::{PackWarning, Packed, pack};
+pub use pack::{PackWarning, Packed, pack, pack_form};
 pub use trust::Trust;
 
 /// Bounds of the work that a specification may ask for.
@@ -59,18 +59,60 @@ impl VerifiedSpecification {
     }
 }
 
+/// The two forms of specifications that the reference knows. They hold the same kind of list, but neither is ever taken
+/// for the other: each has its own field in the envelope, and its signature covers other bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Form {
+    /// `machines`, with a signature over the decoded bytes.
+    #[default]
+    Machines,
+    /// `plugins`, with a signature over the base64 text. Its matches can look at facts.
+    Plugins,
+}
+
+impl Form {
+    /// The field of the envelope that has the list.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Machines => "machines",
+            Self::Plugins => "plugins",
+        }
+    }
+
+    /// What a `match` may use.
+    fn scope(self) -> &'static crate::expr::Scope {
+        match self {
+            Self::Machines => &crate::expr::Scope::MATCH,
+            Self::Plugins => &crate::expr::Scope::PLUGINS_MATCH,
+        }
+    }
+}
+
 /// Takes the exact bytes of an envelope through: size, strict JSON, base64 and hex, signature over the decoded bytes,
 /// and only then parsing and validation of every entry.
 ///
 /// # Errors
 /// The first failed step; for the entries, every problem of every entry.
 pub fn verify(envelope: &[u8], trust: &Trust, limits: &Limits) -> Result<VerifiedSpecification, SpecificationError> {
-    let envelope = envelope::Envelope::read(envelope, limits.envelope_bytes)?;
+    verify_form(Form::Machines, envelope, trust, limits)
+}
+
+/// As [`verify`], for an envelope of either form.
+///
+/// # Errors
+/// As there, and when the envelope is of the other form.
+pub fn verify_form(
+    form: Form,
+    envelope: &[u8],
+    trust: &Trust,
+    limits: &Limits,
+) -> Result<VerifiedSpecification, SpecificationError> {
+    let envelope = envelope::Envelope::read(envelope, limits.envelope_bytes, form)?;
     let signed_by = match trust {
         Trust::Unsigned => None,
         Trust::Keys(keys) => Some(envelope.signed_by(keys)?),
     };
-    let machines = managed_machine::validate(&envelope.payload, limits.machines)?;
+    let machines = managed_machine::validate(&envelope.payload, limits.machines, form.scope())?;
     Ok(VerifiedSpecification { digest: Sha256Digest::of(&envelope.payload), signed_by, machines })
 }
 
@@ -79,5 +121,5 @@ pub fn verify(envelope: &[u8], trust: &Trust, limits: &Limits) -> Result<Verifie
 /// # Errors
 /// When it is malformed, not signed, or signed by none of them.
 pub fn inspect_signature(envelope: &[u8], keys: &[PublicKey]) -> Result<PublicKey, SpecificationError> {
-    envelope::Envelope::read(envelope, Limits::default().envelope_bytes)?.signed_by(keys)
+    envelope::Envelope::read(envelope, Limits::default().envelope_bytes, Form::Machines)?.signed_by(keys)
 }

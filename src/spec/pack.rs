@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::keys::SecretKey;
 use super::managed_machine::{ManagedMachine, Source, validate};
-use super::{Limits, SpecificationError};
+use super::{Form, Limits, SpecificationError};
 use crate::names::MachineName;
 
 /// An envelope that every node with default limits can take.
@@ -79,12 +79,25 @@ impl fmt::Display for PackWarning {
 /// # Errors
 /// All problems of the list, with line and column, or an envelope over the default size limit.
 pub fn pack(payload: &[u8], key: Option<&SecretKey>) -> Result<Packed, SpecificationError> {
+    pack_form(Form::Machines, payload, key)
+}
+
+/// As [`pack`], for either form.
+///
+/// # Errors
+/// As there.
+pub fn pack_form(form: Form, payload: &[u8], key: Option<&SecretKey>) -> Result<Packed, SpecificationError> {
     let limits = Limits::default();
-    let machines = validate(payload, limits.machines)?;
+    let machines = validate(payload, limits.machines, form.scope())?;
     let encoded = STANDARD.encode(payload);
-    let envelope = match key {
-        Some(key) => format!(r#"{{"machines":"{encoded}","signature":"{}"}}"#, hex::encode(key.sign(payload))),
-        None => format!(r#"{{"machines":"{encoded}"}}"#),
+    let field = form.field();
+    let signature = key.map(|key| match form {
+        Form::Machines => key.sign(payload),
+        Form::Plugins => key.sign(encoded.as_bytes()),
+    });
+    let envelope = match signature {
+        Some(signature) => format!(r#"{{"{field}":"{encoded}","signature":"{}"}}"#, hex::encode(signature)),
+        None => format!(r#"{{"{field}":"{encoded}"}}"#),
     };
     if envelope.len() > limits.envelope_bytes {
         return Err(SpecificationError::TooLarge { bytes: envelope.len(), limit_bytes: limits.envelope_bytes });

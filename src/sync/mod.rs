@@ -47,7 +47,7 @@ use crate::governor::Governors;
 use crate::journal::{DatabaseError, Journal};
 use crate::names::MachineName;
 use crate::node::Node;
-use crate::spec::{self, Trust};
+use crate::spec::{self, Form, Trust};
 
 /// How long the lock of the state directory may be held by what a killed daemon left behind.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -118,7 +118,10 @@ pub enum SyncError {
 }
 
 /// Keeps the machines of this node as the specification wants them. One per state directory.
+#[derive(Clone)]
 pub struct Reconciler {
+    /// Of the specifications that it takes.
+    form: Form,
     memory: Arc<Memory>,
     /// See [`memory::Turn`].
     turns: Arc<tokio::sync::Mutex<()>>,
@@ -178,7 +181,13 @@ impl Reconciler {
             store,
             _lock: lock,
         };
-        Ok(Self { memory: Arc::new(memory), turns: Arc::default() })
+        Ok(Self { form: Form::default(), memory: Arc::new(memory), turns: Arc::default() })
+    }
+
+    /// The same, for specifications of this form only. What was accepted in the other form is not followed.
+    #[must_use]
+    pub fn of_form(&self, form: Form) -> Self {
+        Self { form, ..self.clone() }
     }
 
     /// One pass with the envelope that was offered. Never fails: every error is in the result and in the status. After
@@ -205,7 +214,8 @@ impl Reconciler {
 
     async fn pass(&self, offer: reconcile::Offer, trust: &Trust, purge: Purge) -> Pass {
         let turn = Arc::new(Arc::clone(&self.turns).lock_owned().await);
-        reconcile::pass(&self.memory, &turn, offer, trust.clone(), purge).await
+        let rules = reconcile::Rules { form: self.form, trust: trust.clone(), purge };
+        reconcile::pass(&self.memory, &turn, offer, rules).await
     }
 
     /// Lets the next pass try at once what waits after a failure: an operator asked for it.

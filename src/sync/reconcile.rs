@@ -24,7 +24,7 @@ use crate::expr::MatchExpression;
 use crate::fs::FileError;
 use crate::journal::DatabaseError;
 use crate::names::MachineName;
-use crate::spec::{self, ManagedMachine, Trust, VerifiedSpecification};
+use crate::spec::{self, Form, ManagedMachine, Trust, VerifiedSpecification};
 
 /// As when the trusted keys have changed since: then what is installed is left as it is, and not kept in order.
 const NOT_TODAY: &str = "the one accepted before does not hold today";
@@ -41,6 +41,13 @@ pub(super) enum Offer {
     New { envelope: Vec<u8>, removals: Removals },
     /// The one accepted last.
     Accepted,
+}
+
+/// What a pass goes by.
+pub(super) struct Rules {
+    pub form: Form,
+    pub trust: Trust,
+    pub purge: Purge,
 }
 
 /// What kept a pass from its work.
@@ -71,21 +78,15 @@ pub(super) struct Done {
     pub retry_after: Option<Duration>,
 }
 
-pub(super) async fn pass(memory: &Arc<Memory>, turn: &Turn, offer: Offer, trust: Trust, purge: Purge) -> Pass {
-    match try_pass(memory, turn, offer, trust, purge).await {
+pub(super) async fn pass(memory: &Arc<Memory>, turn: &Turn, offer: Offer, rules: Rules) -> Pass {
+    match try_pass(memory, turn, offer, rules).await {
         Ok(pass) => pass,
         Err(error) => broken(memory, &chain(&error)),
     }
 }
 
-async fn try_pass(
-    memory: &Arc<Memory>,
-    turn: &Turn,
-    offer: Offer,
-    trust: Trust,
-    purge: Purge,
-) -> Result<Pass, PassError> {
-    let mut prepared = blocking(memory, turn, move |memory| prepare(memory, offer, &trust, purge)).await??;
+async fn try_pass(memory: &Arc<Memory>, turn: &Turn, offer: Offer, rules: Rules) -> Result<Pass, PassError> {
+    let mut prepared = blocking(memory, turn, move |memory| prepare(memory, offer, &rules)).await??;
     let steps = std::mem::take(&mut prepared.plan.steps);
     let entries = &prepared.entries;
     let running = stream::iter(steps).map(|step| execute(memory, turn, step, entries)).buffer_unordered(WAITING);
@@ -95,18 +96,19 @@ async fn try_pass(
 }
 
 /// Everything up to the first change of a machine, with the accepted specification remembered.
-fn prepare(memory: &Memory, offer: Offer, trust: &Trust, purge: Purge) -> Result<Prepared, PassError> {
+fn prepare(memory: &Memory, offer: Offer, rules: &Rules) -> Result<Prepared, PassError> {
     let limits = &memory.settings.specification_limits;
+    let verify = |envelope: &[u8]| spec::verify_form(rules.form, envelope, &rules.trust, limits);
     let accepted = memory.state.accepted()?;
     let (verified, refused, accepted) = match offer {
-        Offer::New { envelope, removals } => match spec::verify(&envelope, trust, limits) {
+        Offer::New { envelope, removals } => match verify(&envelope) {
             Ok(specification) => {
                 let accepted = remember(memory, accepted.as_ref(), envelope, &specification, removals)?;
                 (Some(specification), None, Some(accepted))
             }
             Err(error) => {
                 let mut message = chain(&error);
-                let followed = match accepted.as_ref().map(|accepted| spec::verify(&accepted.envelope, trust, limits)) {
+                let followed = match accepted.as_ref().map(|accepted| verify(&accepted.envelope)) {
                     Some(Ok(specification)) => Some(specification),
                     Some(Err(error)) => {
                         let tail = format!("; {NOT_TODAY}: {}", chain(&error));
@@ -118,7 +120,7 @@ fn prepare(memory: &Memory, offer: Offer, trust: &Trust, purge: Purge) -> Result
                 (followed, Some(message), accepted)
             }
         },
-        Offer::Accepted => match accepted.as_ref().map(|accepted| spec::verify(&accepted.envelope, trust, limits)) {
+        Offer::Accepted => match accepted.as_ref().map(|accepted| verify(&accepted.envelope)) {
             None => (None, None, accepted),
             Some(Ok(specification)) => (Some(specification), None, accepted),
             Some(Err(error)) => {
@@ -138,7 +140,7 @@ fn prepare(memory: &Memory, offer: Offer, trust: &Trust, purge: Purge) -> Result
         _ => Removals::Guarded,
     };
     let hold_removals_over_percent = memory.settings.hold_removals_over_percent;
-    let plan = plan(&wanted, &inventory, Policy { purge, removals, hold_removals_over_percent });
+    let plan = plan(&wanted, &inventory, Policy { purge: rules.purge, removals, hold_removals_over_percent });
     let machines = specification.machines().iter();
     let entries = machines.map(|machine| (machine.name.clone(), machine.clone())).collect();
     Ok(Prepared { specification: Some(specification.digest()), refused, entries, plan })

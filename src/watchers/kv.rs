@@ -5,17 +5,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::{FutureExt, StreamExt};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 use crate::kv::{Entry, Operation, Store, WatchEvent};
 use crate::machine::data::{Change, Item};
+use crate::machine::hierarchy;
+use crate::machine::template::{Template, items_of, query};
 use crate::machine::watcher::{
     Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, Writes,
-    schema_of,
+    follow_facts, schema_of,
 };
+use crate::node::Node;
 
 /// The row in `KINDS`.
 pub const KIND: Kind = Kind {
@@ -25,7 +30,8 @@ pub const KIND: Kind = Kind {
     default_interval: Some(Duration::from_secs(60)),
     outcomes: &["unknown", "skipped", "error", "changed", "unchanged"],
     build,
-    example: "bucket: MACHINES\nkey: machines\nmode: watch\nbucket_prefix: false\n",
+    example: "bucket: MACHINES\nkey: machines\nmode: watch\nbucket_prefix: false\nquery: machines\n\
+              hiera_config: false\n",
     fires: Fires::Both,
     schema: schema_of::<Properties>,
 };
@@ -41,13 +47,14 @@ enum Mode {
     Watch,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "the reference's switches, each by itself")]
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
     /// The bucket.
-    bucket: String,
+    bucket: Template,
     /// The key in it.
-    key: String,
+    key: Template,
     /// `poll` looks on every interval; `watch` also learns of changes at once.
     #[serde(default)]
     mode: Mode,
@@ -64,6 +71,12 @@ struct Properties {
     on_matching_update: bool,
     /// A subject on which the bucket's stream republishes; a message there calls for a check.
     republish_trigger: Option<String>,
+    /// Stores only what is at this GJSON path of the value. That nothing is there is an error.
+    query: Option<String>,
+    /// The value is hierarchical data (`hierarchy`, `data`, `overrides`): stored is what it comes to with the facts of
+    /// this node, before `query` looks into it. It is resolved again when facts change.
+    #[serde(default)]
+    hiera_config: bool,
 }
 
 fn yes() -> bool {
@@ -72,9 +85,16 @@ fn yes() -> bool {
 
 struct Kv {
     properties: Properties,
-    /// The data item that is written.
-    item: String,
+    /// What is looked at, for the watch; `None` before the first check when facts or data decide it.
+    place: watch::Sender<Option<Place>>,
     seen: Arc<Mutex<Latest>>,
+}
+
+/// A key in a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    bucket: String,
+    key: String,
 }
 
 /// What is known of the key besides the data.
@@ -86,16 +106,25 @@ struct Latest {
     revision: Option<u64>,
     /// A change was reported whose transition was not made; it still counts.
     owed: bool,
+    /// The data item that was written last.
+    item: Option<String>,
 }
 
 fn build(context: &BuildContext<'_>) -> Built {
     let properties: Properties = context.properties()?;
     let mut problems = Vec::new();
-    if let Err(error) = crate::kv::check_bucket(&properties.bucket) {
+    if properties.bucket.is_plain()
+        && let Err(error) = crate::kv::check_bucket(properties.bucket.source())
+    {
         problems.push(context.fault("bucket", error));
     }
-    if let Err(error) = crate::kv::check_key(&properties.key) {
+    if properties.key.is_plain()
+        && let Err(error) = crate::kv::check_key(properties.key.source())
+    {
         problems.push(context.fault("key", error));
+    }
+    if properties.query.as_deref() == Some("") {
+        problems.push(context.fault("query", "query is empty"));
     }
     if properties.store_key.as_deref() == Some("") {
         problems.push(context.fault("store_key", "store_key is empty"));
@@ -103,20 +132,47 @@ fn build(context: &BuildContext<'_>) -> Built {
     if !problems.is_empty() {
         return Err(problems);
     }
-    let item = match (&properties.store_key, properties.bucket_prefix) {
-        (Some(name), _) => name.clone(),
-        (None, true) => format!("{}_{}", properties.bucket, properties.key),
-        (None, false) => properties.key.clone(),
-    };
-    Ok(Arc::new(Kv { properties, item, seen: Arc::default() }))
+    let (bucket, key) = (properties.bucket.source().to_owned(), properties.key.source().to_owned());
+    let place = properties.is_plain().then_some(Place { bucket, key });
+    Ok(Arc::new(Kv { properties, place: watch::Sender::new(place), seen: Arc::default() }))
+}
+
+impl Properties {
+    fn is_plain(&self) -> bool {
+        self.bucket.is_plain() && self.key.is_plain()
+    }
+
+    fn item(&self, place: &Place) -> String {
+        match (&self.store_key, self.bucket_prefix) {
+            (Some(name), _) => name.clone(),
+            (None, true) => format!("{}_{}", place.bucket, place.key),
+            (None, false) => place.key.clone(),
+        }
+    }
+
+    /// What is stored of a value.
+    fn item_of(&self, value: &[u8], node: &Node) -> Result<Item, String> {
+        let item = Item::from_text(&String::from_utf8_lossy(value));
+        if self.query.is_none() && !self.hiera_config {
+            return Ok(item);
+        }
+        let mut value = item.value;
+        if self.hiera_config {
+            value = hierarchy::resolve(&value, node).map_err(|error| crate::errors::chain(&error))?;
+        }
+        if let Some(path) = &self.query {
+            value = query(&value.to_string(), path).ok_or_else(|| format!("query {path:?} finds nothing in it"))?;
+        }
+        Ok(Item::new(value))
+    }
 }
 
 impl Kv {
     /// The newest entry: what the store answers, or what the watch delivered when the store answers with an older one
     /// (a leader that has just been replaced may).
-    async fn newest(&self, store: &Arc<dyn Store>) -> Result<Option<Entry>, crate::kv::KvError> {
+    async fn newest(&self, store: &Arc<dyn Store>, place: &Place) -> Result<Option<Entry>, crate::kv::KvError> {
         let delivered_before = self.latest().delivered.as_ref().map(|entry| entry.revision);
-        let polled = store.bucket(&self.properties.bucket)?.get(&self.properties.key).await?;
+        let polled = store.bucket(&place.bucket)?.get(&place.key).await?;
         let latest = self.latest();
         let Some(delivered) = &latest.delivered else { return Ok(polled) };
         let newer = match &polled {
@@ -131,19 +187,48 @@ impl Kv {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn compare(&self, entry: Option<&Entry>, current: Option<&Item>) -> (&'static str, Vec<Change>) {
+    /// The bucket and the key of the moment.
+    fn place(&self, check: &Check) -> Result<Place, String> {
+        if self.properties.is_plain() {
+            let (bucket, key) = (self.properties.bucket.source().to_owned(), self.properties.key.source().to_owned());
+            return Ok(Place { bucket, key });
+        }
+        let scope = check.scope();
+        let render = |template: &Template| {
+            let rendered = template.render(&scope).map(std::borrow::Cow::into_owned);
+            rendered.map_err(|error| crate::errors::chain(&error))
+        };
+        let place = Place { bucket: render(&self.properties.bucket)?, key: render(&self.properties.key)? };
+        crate::kv::check_bucket(&place.bucket).map_err(|error| crate::errors::chain(&error))?;
+        crate::kv::check_key(&place.key).map_err(|error| crate::errors::chain(&error))?;
+        let moved = self.place.send_if_modified(|current| {
+            let other = current.as_ref() != Some(&place);
+            if other {
+                *current = Some(place.clone());
+            }
+            other
+        });
+        if moved {
+            // It spoke of another key.
+            let mut latest = self.latest();
+            (latest.delivered, latest.revision) = (None, None);
+        }
+        Ok(place)
+    }
+
+    fn compare(&self, name: &str, entry: Option<(u64, Item)>, current: Option<&Item>) -> (&'static str, Vec<Change>) {
         let mut latest = self.latest();
         let owed = std::mem::take(&mut latest.owed);
-        let before = std::mem::replace(&mut latest.revision, entry.map(|entry| entry.revision));
-        let Some(entry) = entry else {
-            return match current {
-                Some(_) => ("changed", vec![Change::Delete(self.item.clone())]),
-                None if owed => ("changed", Vec::new()),
-                None => ("unchanged", Vec::new()),
-            };
+        let before = std::mem::replace(&mut latest.revision, entry.as_ref().map(|(revision, _)| *revision));
+        // What another key has left.
+        let left = latest.item.replace(name.to_owned()).filter(|left| left != name).map(Change::Delete);
+        let mut changes: Vec<Change> = left.into_iter().collect();
+        let Some((revision, item)) = entry else {
+            let outcome = if current.is_some() || owed || !changes.is_empty() { "changed" } else { "unchanged" };
+            changes.extend(current.map(|_| Change::Delete(name.to_owned())));
+            return (outcome, changes);
         };
-        let item = Item::from_text(&String::from_utf8_lossy(&entry.value));
-        let put_again = before.is_some_and(|revision| revision != entry.revision);
+        let put_again = before.is_some_and(|before| before != revision);
         // After a restart the data has the value without its text.
         let same = current.is_some_and(|current| match &current.raw {
             Some(_) => *current == item,
@@ -151,20 +236,41 @@ impl Kv {
         });
         let outcome =
             if !same || owed || (put_again && self.properties.on_matching_update) { "changed" } else { "unchanged" };
-        let keep = same && current.is_some_and(|current| current.raw.is_some());
-        (outcome, if keep { Vec::new() } else { vec![Change::Set(self.item.clone(), item)] })
+        if !same || current.is_some_and(|current| current.raw.is_none() && item.raw.is_some()) {
+            changes.push(Change::Set(name.to_owned(), item));
+        }
+        (outcome, changes)
     }
 }
 
 #[async_trait]
 impl Watcher for Kv {
     async fn check(&self, check: Check) -> Report {
-        let entry = match self.newest(&check.context.services.store).await {
+        let services = &check.context.services;
+        let place = match self.place(&check) {
+            Ok(place) => place,
+            Err(error) => return Report::error(error),
+        };
+        let entry = match self.newest(&services.store, &place).await {
             Ok(entry) => entry,
             Err(error) => return Report::error(crate::errors::chain(&error)),
         };
-        let (outcome, changes) = self.compare(entry.as_ref(), check.data.get(&self.item));
-        let revision = entry.map(|entry| format!("revision {}", entry.revision));
+        let entry = match entry {
+            None => None,
+            Some(entry) => match self.properties.item_of(&entry.value, &services.node) {
+                Ok(item) => Some((entry.revision, item)),
+                Err(error) => {
+                    let Place { bucket, key } = place;
+                    let revision = entry.revision;
+                    return Report::error(format!(
+                        "revision {revision} of key {key:?} in {bucket} can't be used: {error}"
+                    ));
+                }
+            },
+        };
+        let revision = entry.as_ref().map(|(revision, _)| format!("revision {revision}"));
+        let name = self.properties.item(&place);
+        let (outcome, changes) = self.compare(&name, entry, check.data.get(&name));
         let report = Report { changes, detail: revision, ..Report::new(outcome) };
         if outcome == "changed" || self.properties.on_successful_get {
             report.fire(Fire::Success).announce()
@@ -184,44 +290,92 @@ impl Watcher for Kv {
         }
     }
 
+    fn reads(&self) -> Vec<String> {
+        items_of(self.lookups().map(String::as_str))
+    }
+
+    fn looks_up(&self) -> Vec<String> {
+        self.lookups().cloned().collect()
+    }
+
     fn observe(&self, context: &Context, signal: Signal) -> Option<Background> {
         let store = Arc::clone(&context.services.store);
-        let watched = (self.properties.mode == Mode::Watch)
-            .then(|| watch(context.clone(), self.properties.clone(), Arc::clone(&self.seen), signal.clone()));
-        let triggered = self.properties.republish_trigger.clone().map(|subject| trigger(store, subject, signal));
-        match (watched, triggered) {
-            (None, None) => None,
-            (Some(watched), None) => Some(Box::pin(watched)),
-            (None, Some(triggered)) => Some(Box::pin(triggered)),
-            (Some(watched), Some(triggered)) => Some(Box::pin(async {
-                tokio::join!(watched, triggered);
-            })),
+        let properties = &self.properties;
+        let mut tasks: Vec<Background> = Vec::new();
+        if properties.mode == Mode::Watch {
+            let (places, seen) = (self.place.subscribe(), Arc::clone(&self.seen));
+            tasks.push(Box::pin(follow(context.clone(), places, seen, signal.clone())));
         }
+        if properties.hiera_config || self.lookups().any(|path| !path.starts_with("data.")) {
+            tasks.push(Box::pin(follow_facts(Arc::clone(&context.services.node), signal.clone())));
+        }
+        tasks
+            .extend(properties.republish_trigger.clone().map(|subject| Box::pin(trigger(store, subject, signal)) as _));
+        if tasks.is_empty() { None } else { Some(Box::pin(join_all(tasks).map(drop))) }
     }
 
     fn writes(&self) -> Writes {
-        Writes::Items(vec![self.item.clone()])
+        let place = self.place.borrow();
+        match (&self.properties.store_key, place.as_ref().filter(|_| self.properties.is_plain())) {
+            (Some(name), _) => Writes::Items(vec![name.clone()]),
+            (None, Some(place)) => Writes::Items(vec![self.properties.item(place)]),
+            (None, None) => Writes::Anything,
+        }
     }
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
         let mode = if self.properties.mode == Mode::Watch { "watch" } else { "poll" };
+        let place = self.place.borrow();
+        let (bucket, key) = place.as_ref().map_or_else(
+            || (self.properties.bucket.source(), self.properties.key.source()),
+            |place| (place.bucket.as_str(), place.key.as_str()),
+        );
         Map::from_iter([
-            ("bucket".to_owned(), json!(self.properties.bucket)),
-            ("key".to_owned(), json!(self.properties.key)),
+            ("bucket".to_owned(), json!(bucket)),
+            ("key".to_owned(), json!(key)),
             ("mode".to_owned(), json!(mode)),
             ("state".to_owned(), json!(seen.outcome)),
         ])
     }
 }
 
-/// Follows the key for as long as the machine runs, in the states too in which the watcher is not checked.
-async fn watch(context: Context, properties: Properties, seen: Arc<Mutex<Latest>>, signal: Signal) {
+impl Kv {
+    fn lookups(&self) -> impl Iterator<Item = &String> {
+        self.properties.bucket.lookups().iter().chain(self.properties.key.lookups())
+    }
+}
+
+/// Follows the key of the moment for as long as the machine runs.
+async fn follow(
+    context: Context,
+    mut places: watch::Receiver<Option<Place>>,
+    seen: Arc<Mutex<Latest>>,
+    signal: Signal,
+) {
+    loop {
+        let place = places.borrow_and_update().clone();
+        let moved = match place {
+            None => places.changed().await,
+            Some(place) => tokio::select! {
+                moved = places.changed() => moved,
+                () = watch_key(&context, &place, &seen, &signal) => return,
+            },
+        };
+        if moved.is_err() {
+            return;
+        }
+    }
+}
+
+/// Follows one key, in the states too in which the watcher is not checked.
+async fn watch_key(context: &Context, place: &Place, seen: &Mutex<Latest>, signal: &Signal) {
     let deliver = |entry: Option<Entry>| {
         seen.lock().unwrap_or_else(PoisonError::into_inner).delivered = entry;
     };
+    let Place { bucket, key } = place;
     loop {
-        let opened = match context.services.store.bucket(&properties.bucket) {
-            Ok(bucket) => bucket.watch(&properties.key).await,
+        let opened = match context.services.store.bucket(bucket) {
+            Ok(bucket) => bucket.watch(key).await,
             Err(error) => Err(error),
         };
         match opened {
@@ -234,8 +388,8 @@ async fn watch(context: Context, properties: Properties, seen: Arc<Mutex<Latest>
                             tracing::info!(
                                 machine = %context.definition.name,
                                 watcher = %context.watcher,
-                                bucket = properties.bucket,
-                                key = properties.key,
+                                bucket,
+                                key,
                                 "watch interrupted: {reason}"
                             );
                             deliver(None);
@@ -250,8 +404,8 @@ async fn watch(context: Context, properties: Properties, seen: Arc<Mutex<Latest>
                 tracing::debug!(
                     machine = %context.definition.name,
                     watcher = %context.watcher,
-                    bucket = properties.bucket,
-                    key = properties.key,
+                    bucket,
+                    key,
                     "watch not opened: {error}"
                 );
             }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::machine::watcher::{
     Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, schema_of,
 };
-use crate::spec::Trust;
+use crate::spec::{Form, Trust};
 use crate::sync::{Outcome, Pass, Purge, Removals};
 
 /// The row in `KINDS`.
@@ -39,14 +39,18 @@ const LONGEST_PASS: Duration = Duration::from_secs(24 * 3_600);
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Properties {
+pub struct Properties {
     /// The data item with the envelope, usually brought by a `kv` watcher.
     data_item: String,
     /// Removes installed machines that the specification does not want on this node.
     #[serde(default)]
     purge_unknown: bool,
     /// How often everything that is installed is verified, file by file.
-    #[serde(default = "two_minutes", deserialize_with = "crate::duration::deserialize")]
+    #[serde(
+        default = "two_minutes",
+        alias = "plugin_manage_interval",
+        deserialize_with = "crate::duration::deserialize"
+    )]
     #[schemars(schema_with = "crate::duration::schema")]
     machine_manage_interval: Duration,
     /// Hexadecimal ed25519 key that must have signed the specification. A key in the daemon's settings or in the
@@ -59,6 +63,7 @@ fn two_minutes() -> Duration {
 }
 
 struct Machines {
+    form: Form,
     properties: Properties,
     trust: Trust,
     managed: Mutex<Vec<String>>,
@@ -67,6 +72,11 @@ struct Machines {
 }
 
 fn build(context: &BuildContext<'_>) -> Built {
+    build_form(context, Form::Machines)
+}
+
+/// A watcher for specifications of one form.
+pub fn build_form(context: &BuildContext<'_>, form: Form) -> Built {
     let properties: Properties = context.properties()?;
     let mut problems = Vec::new();
     if properties.data_item.is_empty() {
@@ -78,7 +88,7 @@ fn build(context: &BuildContext<'_>) -> Built {
     let keys: Vec<String> = properties.public_key.iter().cloned().collect();
     match Trust::from_settings(&keys) {
         Ok(trust) if problems.is_empty() => {
-            Ok(Arc::new(Machines { properties, trust, managed: Mutex::default(), over: Notify::new() }))
+            Ok(Arc::new(Machines { form, properties, trust, managed: Mutex::default(), over: Notify::new() }))
         }
         Ok(_) => Err(problems),
         Err(error) => {
@@ -110,6 +120,7 @@ impl Watcher for Machines {
         let Some(sync) = &services.sync else {
             return Report::error("no specification can be managed here: the daemon runs with [sync] enabled = false");
         };
+        let sync = sync.of_form(self.form);
         let trust = services.trust.as_ref().unwrap_or(&self.trust);
         let purge = if self.properties.purge_unknown { Purge::Unknown } else { Purge::Keep };
         let pass = async {
@@ -162,7 +173,7 @@ impl Watcher for Machines {
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
         let managed = self.managed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Map::from_iter([
-            ("machines".to_owned(), json!(managed)),
+            (self.form.field().to_owned(), json!(managed)),
             ("previous_outcome".to_owned(), json!(seen.outcome)),
             ("previous_run_time".to_owned(), json!(seen.run_time_nanos())),
         ])

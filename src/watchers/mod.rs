@@ -3,6 +3,9 @@
 
 mod archive;
 mod exec;
+mod expression;
+mod file;
+mod gossip;
 mod governed;
 mod httpswitch;
 mod kv;
@@ -10,6 +13,8 @@ mod machines;
 mod metric;
 mod nagios;
 mod nagios_plugin;
+mod plugins;
+mod schedule;
 mod timer;
 
 use crate::machine::watcher::Kind;

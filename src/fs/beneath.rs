@@ -1,0 +1,204 @@
+//! One file somewhere below a directory that others may write to. It is reached from open directory to open directory,
+//! and no link is followed on the way or at the end, so that nobody can lead a reader or a writer elsewhere.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Context, DIRECTORY_FLAGS, Result};
+
+/// A place for a file, in an open directory.
+#[derive(Debug)]
+pub struct Beneath {
+    directory: OwnedFd,
+    name: String,
+    path: PathBuf,
+}
+
+/// What a file should be besides its content; `None`: as the system makes it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attributes {
+    pub mode: Option<u32>,
+    pub user: Option<u32>,
+    pub group: Option<u32>,
+}
+
+/// A regular file that is there, opened.
+#[derive(Debug)]
+pub struct PlainFile {
+    file: File,
+    path: PathBuf,
+    pub modified: SystemTime,
+    pub mode: u32,
+    pub user: u32,
+    pub group: u32,
+}
+
+impl Beneath {
+    /// Finds the directory of `relative` below `base`. `None` when there is none (yet).
+    ///
+    /// # Errors
+    /// When `relative` is absolute, empty or has `..` in it, a link is on the way, or what the system says.
+    pub fn find(base: &Path, relative: &Path) -> Result<Option<Self>> {
+        let path = base.join(relative);
+        let refuse = |reason: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, reason)).on("use", &path);
+        let mut names = Vec::new();
+        for component in relative.components() {
+            match component {
+                Component::Normal(name) => names.push(name.to_string_lossy().into_owned()),
+                Component::CurDir => {}
+                _ => return refuse("it must be below the directory, without .."),
+            }
+        }
+        let Some(name) = names.pop() else { return refuse("it names no file") };
+        // The base itself is the caller's choice, and may be reached through a link.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut directory = match rustix::fs::open(base, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            opened => opened.map_err(io::Error::from).on("open", base)?,
+        };
+        for name in &names {
+            directory = match rustix::fs::openat(&directory, name.as_str(), DIRECTORY_FLAGS, Mode::empty()) {
+                Err(Errno::NOENT) => return Ok(None),
+                Err(Errno::LOOP | Errno::NOTDIR) => {
+                    return refuse("something on the way is not a directory; links are not followed here");
+                }
+                opened => opened.map_err(io::Error::from).on("open the directory of", &path)?,
+            };
+        }
+        Ok(Some(Self { directory, name, path }))
+    }
+
+    /// The file, if there is one.
+    ///
+    /// # Errors
+    /// When something else than a regular file is there, a link for example, or what the system says.
+    pub fn open(&self) -> Result<Option<PlainFile>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let irregular =
+            || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file; links are not followed here");
+        let file = match rustix::fs::openat(&self.directory, self.name.as_str(), flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::NXIO) => return Err(irregular()).on("open", &self.path),
+            opened => File::from(opened.map_err(io::Error::from).on("open", &self.path)?),
+        };
+        let metadata = file.metadata().on("inspect", &self.path)?;
+        if !metadata.is_file() {
+            return Err(irregular()).on("open", &self.path);
+        }
+        Ok(Some(PlainFile {
+            modified: metadata.modified().on("inspect", &self.path)?,
+            mode: metadata.mode() & 0o7777,
+            user: metadata.uid(),
+            group: metadata.gid(),
+            file,
+            path: self.path.clone(),
+        }))
+    }
+
+    /// Replaces the file: readers see the old one or the new one, which has its owner and mode from the first moment
+    /// on. A link in its place is replaced, never what it points at.
+    ///
+    /// # Errors
+    /// Any failed step; the old file is then still in place and no temporary file is left.
+    pub fn write(&self, content: &[u8], attributes: Attributes) -> Result<()> {
+        let staged = format!(".machines-{}-temp", uuid::Uuid::new_v4().simple());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Nobody else reads it before its owner and mode are right.
+        let file = rustix::fs::openat(&self.directory, staged.as_str(), flags, Mode::RUSR | Mode::WUSR);
+        let file = File::from(file.map_err(io::Error::from).on("create a temporary file for", &self.path)?);
+        let written = self.fill(file, content, attributes).and_then(|()| {
+            rustix::fs::renameat(&self.directory, staged.as_str(), &self.directory, self.name.as_str())
+                .map_err(io::Error::from)
+                .on("replace", &self.path)
+        });
+        if written.is_err() {
+            _ = rustix::fs::unlinkat(&self.directory, staged.as_str(), AtFlags::empty());
+        }
+        written?;
+        rustix::fs::fsync(&self.directory).map_err(io::Error::from).on("flush the directory of", &self.path)
+    }
+
+    fn fill(&self, mut file: File, content: &[u8], attributes: Attributes) -> Result<()> {
+        file.write_all(content).on("write", &self.path)?;
+        if attributes.user.is_some() || attributes.group.is_some() {
+            std::os::unix::fs::fchown(&file, attributes.user, attributes.group).on("set the owner of", &self.path)?;
+        }
+        // After the owner: a change of the owner may take bits away.
+        let mode = Permissions::from_mode(attributes.mode.unwrap_or(0o644));
+        file.set_permissions(mode).on("set the mode of", &self.path)?;
+        file.sync_all().on("flush", &self.path)
+    }
+}
+
+impl PlainFile {
+    /// Whether its content is this.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn has_content(&mut self, content: &[u8]) -> Result<bool> {
+        let mut found = Vec::new();
+        // One byte more tells a longer file, however long it is.
+        let limit = (content.len() as u64).saturating_add(1);
+        (&mut self.file).take(limit).read_to_end(&mut found).on("read", &self.path)?;
+        Ok(found == content)
+    }
+
+    /// Whether it is as the attributes say.
+    pub fn has(&self, attributes: Attributes) -> bool {
+        attributes.mode.is_none_or(|mode| mode == self.mode)
+            && attributes.user.is_none_or(|user| user == self.user)
+            && attributes.group.is_none_or(|group| group == self.group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(mode: u32) -> Attributes {
+        Attributes { mode: Some(mode), ..Attributes::default() }
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_with_its_mode_and_nothing_else_is_left() {
+        let base = tempfile::tempdir().unwrap();
+        std::fs::create_dir(base.path().join("etc")).unwrap();
+        let place = Beneath::find(base.path(), Path::new("./etc/motd")).unwrap().unwrap();
+        assert!(place.open().unwrap().is_none());
+        place.write(b"one", attributes(0o600)).unwrap();
+        place.write(b"two", attributes(0o640)).unwrap();
+        let mut file = place.open().unwrap().unwrap();
+        assert!(file.has(attributes(0o640)) && !file.has(attributes(0o600)));
+        assert!(file.has_content(b"two").unwrap());
+        assert!(!place.open().unwrap().unwrap().has_content(b"tw").unwrap());
+        assert_eq!(super::super::list(&base.path().join("etc")).unwrap().len(), 1);
+        assert!(Beneath::find(base.path(), Path::new("nope/motd")).unwrap().is_none());
+    }
+
+    #[test]
+    fn no_link_and_no_parent_leads_out() {
+        let base = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("secret"), "s").unwrap();
+        std::os::unix::fs::symlink(outside.path(), base.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("secret"), base.path().join("file")).unwrap();
+        for bad in ["../x", "/etc/passwd", "a/../../x", "", "link/secret"] {
+            let error = Beneath::find(base.path(), Path::new(bad)).unwrap_err();
+            assert_eq!(error.source.kind(), io::ErrorKind::InvalidInput, "{bad}");
+        }
+        let place = Beneath::find(base.path(), Path::new("file")).unwrap().unwrap();
+        assert!(place.open().unwrap_err().source.to_string().contains("links are not followed"));
+        place.write(b"mine", attributes(0o600)).unwrap();
+        assert_eq!(std::fs::read_to_string(outside.path().join("secret")).unwrap(), "s");
+        rustix::fs::mkfifoat(rustix::fs::CWD, base.path().join("pipe"), Mode::RUSR).unwrap();
+        let pipe = Beneath::find(base.path(), Path::new("pipe")).unwrap().unwrap();
+        assert!(pipe.open().unwrap_err().source.to_string().contains("not a regular file"));
+    }
+}
