@@ -6,9 +6,12 @@ mod arguments;
 mod ask;
 mod daemon;
 mod dev;
+mod graph;
 mod logging;
 mod once;
 mod run;
+mod sarif;
+mod schema;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod status;
@@ -33,7 +36,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run { config, once: false } => run::run(&config.file()),
         Command::Run { config, once: true } => once::once(&config.file()),
         Command::Dev { directory } => dev::dev(directory.as_deref()),
-        Command::Validate { directories, format } => validate::validate(&directories, format),
+        Command::Validate { directories, format, deny } => validate::validate(&directories, format, deny),
+        Command::Schema => schema::schema(),
+        Command::Graph { directory, format } => graph::graph(&directory, format),
         Command::Status { socket, format } => status::status(&socket.socket, format),
         Command::Why { name, socket, format } => why::why(&socket.socket, &name, format),
         Command::Transition { machine, event, socket, format } => {

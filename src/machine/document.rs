@@ -1,7 +1,7 @@
 //! YAML text → a JSON value with the place of every node in the text, so that every later judgement of a value can
 //! point at its line and column. Duplicate keys and anything over the budget are refused here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -11,6 +11,7 @@ use serde_saphyr::Spanned;
 use crate::suggest::nearest;
 
 use super::problem::{Place, Problem};
+use super::rule::{INVALID_YAML, UNKNOWN_KEY};
 
 /// A definition larger than this is refused, in bytes.
 pub const MAXIMUM_BYTES: u64 = 1024 * 1024;
@@ -20,7 +21,7 @@ pub const MAXIMUM_BYTES: u64 = 1024 * 1024;
 pub struct Document {
     pub value: Value,
     /// By JSON pointer (`/watchers/0/name`). A key's own place is under its pointer with `#` before the last part.
-    places: HashMap<String, Place>,
+    places: BTreeMap<String, Place>,
 }
 
 impl Document {
@@ -34,9 +35,9 @@ impl Document {
                 line: usize::try_from(location.line()).unwrap_or(1),
                 column: usize::try_from(location.column()).unwrap_or(1),
             });
-            Problem::new(place, first_line(&error.without_snippet().to_string()))
+            Problem::new(place, first_line(&error.without_snippet().to_string())).rule(INVALID_YAML)
         })?;
-        let mut places = HashMap::new();
+        let mut places = BTreeMap::new();
         let value = flatten(tree, &mut String::new(), &mut places);
         Ok(Self { value, places })
     }
@@ -61,10 +62,14 @@ impl Document {
     /// The part below a pointer, as a document of its own with the places kept.
     pub fn part(&self, pointer: &str) -> Self {
         let value = self.value.pointer(pointer).cloned().unwrap_or_default();
-        let inside =
-            |key: &String| key.strip_prefix(pointer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let places = self.places.iter().filter(|(key, _)| inside(key));
-        let places = places.map(|(key, place)| (key.chars().skip(pointer.chars().count()).collect(), *place)).collect();
+        // All that is below stands together: a part costs as much as it holds, not as the whole does.
+        let below = format!("{pointer}/");
+        let inside = self.places.range(below.clone()..).take_while(|(key, _)| key.starts_with(&below));
+        let relative = |key: &str| key.strip_prefix(pointer).unwrap_or_default().to_owned();
+        let mut places: BTreeMap<String, Place> = inside.map(|(key, place)| (relative(key), *place)).collect();
+        if let Some(place) = self.places.get(pointer) {
+            places.insert(String::new(), *place);
+        }
         Self { value, places }
     }
 
@@ -92,7 +97,8 @@ impl Document {
                         Some(_) => pointer.clone(),
                         None => format!("{pointer}/{field}"),
                     };
-                    let problem = Problem::new(self.key_place(&key), format!("unknown key {field:?}"));
+                    let problem =
+                        Problem::new(self.key_place(&key), format!("unknown key {field:?}")).rule(UNKNOWN_KEY);
                     match nearest(field, known.iter().copied()) {
                         Some(meant) => problem.help(format!("did you mean {meant:?}?")),
                         None if known.is_empty() => problem.help("this takes no properties"),
@@ -139,7 +145,7 @@ enum Tree {
 }
 
 /// Deep nesting is refused by the YAML budget long before this recursion matters.
-fn flatten(tree: Spanned<Tree>, pointer: &mut String, places: &mut HashMap<String, Place>) -> Value {
+fn flatten(tree: Spanned<Tree>, pointer: &mut String, places: &mut BTreeMap<String, Place>) -> Value {
     let place = |location: serde_saphyr::Location| Place {
         line: usize::try_from(location.line()).unwrap_or(1),
         column: usize::try_from(location.column()).unwrap_or(1),

@@ -186,6 +186,10 @@ impl Watcher for Exec {
         self.properties.timeout + Duration::from_secs(10)
     }
 
+    fn fires_on_entry(&self) -> bool {
+        true
+    }
+
     fn writes(&self) -> Writes {
         if self.properties.parse_as_data { Writes::Anything } else { Writes::Items(Vec::new()) }
     }
