@@ -235,6 +235,16 @@ fn hostile_definitions_are_judged_in_bounded_time_and_words() {
                 exec(index, &format!("state_match: [s{index}], foreign_state_required: [{wanted}]"))
             },
         ),
+        // One watcher with a fault in each of its entries.
+        large(
+            |index| format!("  - {{name: t{index}, from: [s{index}], destination: s0}}\n"),
+            |index| {
+                format!(
+                    "  - {{name: w{index}, type: exec, properties: {{command: x, environment: [{}]}}}}\n",
+                    many(200, &|_| "a".to_owned())
+                )
+            },
+        ),
         format!("{}a{}", "[".repeat(500_000), "]".repeat(500_000)),
         format!("name: {}", "{a: ".repeat(200_000)),
     ];

@@ -16,6 +16,9 @@ use super::rule::{INVALID_YAML, UNKNOWN_KEY};
 /// A definition larger than this is refused, in bytes.
 pub const MAXIMUM_BYTES: u64 = 1024 * 1024;
 
+/// Objects and lists in each other go this deep. Each level takes stack, of which the daemon's threads have 2 MiB.
+const MAXIMUM_DEPTH: usize = 24;
+
 /// A parsed document.
 #[derive(Debug, Clone, Default)]
 pub struct Document {
@@ -30,7 +33,8 @@ impl Document {
     /// # Errors
     /// The first syntax fault, with its place.
     pub fn parse(text: &str) -> Result<Self, Problem> {
-        let tree: Spanned<Tree> = serde_saphyr::from_str(text).map_err(|error| {
+        let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: MAXIMUM_DEPTH } };
+        let tree: Spanned<Tree> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
             let place = error.location().map(|location| Place {
                 line: usize::try_from(location.line()).unwrap_or(1),
                 column: usize::try_from(location.column()).unwrap_or(1),
@@ -289,5 +293,7 @@ mod tests {
         assert!(Document::parse(&text).is_err());
         assert!(Document::parse(&"[".repeat(100_000)).is_err());
         assert!(Document::parse(&format!("{}{}", "[".repeat(3_000), "]".repeat(3_000))).is_err());
+        assert!(Document::parse(&format!("{}{}", "{a: ".repeat(3_000), "}".repeat(3_000))).is_err());
+        assert!(Document::parse(&format!("{}b{}", "{a: ".repeat(20), "}".repeat(20))).is_ok());
     }
 }

@@ -6,7 +6,7 @@
 /// Between boxes of a row.
 const GAP: f64 = 28.0;
 /// Between rows.
-const ROW_GAP: f64 = 16.0;
+const ROW_GAP: f64 = 22.0;
 /// The width that an arrow takes which passes a row of states.
 const PASSING: f64 = 14.0;
 /// Rounds of bringing what is connected near to each other.
@@ -46,6 +46,8 @@ enum Use {
 struct Place {
     purpose: Use,
     size: Size,
+    /// Of what is drawn in it, if that is smaller.
+    body: Size,
     row: usize,
     /// The middle.
     x: f64,
@@ -65,12 +67,15 @@ pub struct Layout {
     pub size: Size,
 }
 
-/// Lays boxes and lines out; the first box comes to the top.
-pub fn lay_out(boxes: &[Size], lines: &[Line]) -> Layout {
+/// Lays boxes and lines out; the first box comes to the top. A box may want more room than its body takes.
+pub fn lay_out(boxes: &[Size], bodies: &[Size], lines: &[Line]) -> Layout {
     let rows = rank(boxes.len(), lines);
     let row_of = |index: usize| rows.get(index).copied().unwrap_or_default();
     let mut places: Vec<Place> =
         boxes.iter().enumerate().map(|(index, size)| Place::new(Use::Box(index), *size, row_of(index) * 2)).collect();
+    for (place, body) in places.iter_mut().zip(bodies) {
+        place.body = *body;
+    }
     let mut chains = Vec::new();
     for (index, line) in lines.iter().enumerate() {
         let (upper, lower) =
@@ -156,7 +161,7 @@ fn rank(count: usize, lines: &[Line]) -> Vec<usize> {
 
 impl Place {
     fn new(purpose: Use, size: Size, row: usize) -> Self {
-        Self { purpose, size, row, x: 0.0, above: Vec::new(), below: Vec::new() }
+        Self { purpose, size, body: size, row, x: 0.0, above: Vec::new(), below: Vec::new() }
     }
 }
 
@@ -273,11 +278,11 @@ impl Table {
                 match place.purpose {
                     Use::Box(_) if step == 0 => way.push(Point {
                         x: self.port(*index, chain.get(1).copied(), true),
-                        y: y + place.size.height / 2.0,
+                        y: y + place.body.height / 2.0,
                     }),
                     Use::Box(_) => way.push(Point {
                         x: self.port(*index, chain.get(step.saturating_sub(1)).copied(), false),
-                        y: y - place.size.height / 2.0,
+                        y: y - place.body.height / 2.0,
                     }),
                     Use::Text(text) => {
                         if let Some(slot) = layout.texts.get_mut(text) {
@@ -308,7 +313,7 @@ impl Table {
         neighbours.sort_by(|left, right| x(left).total_cmp(&x(right)));
         let position = neighbours.iter().position(|other| Some(*other) == neighbour).unwrap_or_default();
         let share = count(position + 1) / count(neighbours.len() + 1);
-        place.x + place.size.width * 0.8 * (share - 0.5)
+        place.x + place.body.width * 0.8 * (share - 0.5)
     }
 }
 

@@ -63,7 +63,7 @@ pub fn svg(drawing: &Drawing) -> Result<String, TooLarge> {
     }
     let measured: Vec<Line> =
         lines.iter().map(|arrow| Line { from: arrow.from, to: arrow.to, text: text_size(arrow) }).collect();
-    let layout = lay_out(&sizes, &measured);
+    let layout = lay_out(&sizes, &bodies, &measured);
     let has_hand = drawing.arrows.iter().any(Arrow::is_by_hand);
     let legend = if has_hand { 30.0 } else { 0.0 };
     let mut page = Page { text: String::new(), origin: Point { x: MARGIN, y: TOP } };

@@ -17,13 +17,15 @@ use crate::digest::Sha256Digest;
 use super::definition::{Definition, FILE_NAME};
 use super::document::{Document, MAXIMUM_BYTES};
 use super::problem::{Problem, Problems};
-use super::rule::{Rule, Severity, UNREADABLE_FILE};
+use super::rule::{INVALID_PROPERTY, Rule, Severity, UNREADABLE_FILE};
 use super::watcher::{Kind, OfKind, build_each};
 
 pub(super) use model::Model;
 
 /// Of one rule and one machine, so many breaches are told.
 const MAXIMUM_OF_A_RULE: usize = 50;
+/// So many faults of properties are told.
+const MAXIMUM_OF_PROPERTIES: usize = 256;
 /// A name that was meant is looked for among so many.
 const MAXIMUM_CANDIDATES: usize = 1_024;
 
@@ -64,7 +66,7 @@ impl Examined {
         let mut watchers = Vec::new();
         if let Some(definition) = &definition {
             let (built, faults) = build_each(definition, kinds);
-            problems.extend(faults);
+            add_bounded(&mut problems, faults);
             watchers = built;
             if is_read {
                 let model = Model::new(definition, &watchers);
@@ -122,6 +124,15 @@ pub fn together(machines: &mut [Examined], built_in: &[Arc<Definition>]) {
     }
     for machine in machines {
         machine.problems.sort_by_key(|problem| problem.place);
+    }
+}
+
+/// A list in a property may have a fault in each of many entries.
+fn add_bounded(problems: &mut Vec<Problem>, more: Vec<Problem>) {
+    let hidden = more.len().saturating_sub(MAXIMUM_OF_PROPERTIES);
+    problems.extend(more.into_iter().take(MAXIMUM_OF_PROPERTIES));
+    if hidden > 0 {
+        problems.push(Problem::new(None, format!("{hidden} more faults in properties")).rule(INVALID_PROPERTY));
     }
 }
 
