@@ -254,7 +254,7 @@ fn hostile_definitions_are_judged_in_bounded_time_and_words() {
         together(&mut machines, &[]);
         let problems = machines[0].to_problems();
         let words = problems.to_string().len();
-        assert!(problems.problems.len() < 600 && words < 512 * 1024, "case {index}: {} problems", words);
+        assert!(problems.problems.len() < 600 && words < 512 * 1024, "case {index}: {words} bytes");
         // Unoptimised and beside other tests; a product build takes a tenth.
         assert!(begun.elapsed() < Duration::from_secs(60), "case {index} took {:?}", begun.elapsed());
     }

@@ -47,7 +47,7 @@ pub struct Rule {
 macro_rules! rules {
     ($($name:ident = $id:literal, $severity:ident, $stage:ident, $summary:literal, $help:literal;)*) => {
         $(
-            #[doc = $summary]
+            #[doc = concat!("The rule `", $id, "`.")]
             pub const $name: &Rule = &Rule {
                 id: $id,
                 severity: Severity::$severity,
