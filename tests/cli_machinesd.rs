@@ -15,6 +15,7 @@ version: 1.0.0
 initial_state: GREET
 transitions:
   - name: again
+    description: Somebody came back.
     from: [GREET]
     destination: GREET
 watchers:
@@ -55,9 +56,22 @@ fn scene() -> Scene {
 #[test]
 fn every_command_explains_itself_with_an_example() {
     let mut scene = Scene::new();
-    for command in
-        ["", "run", "dev", "run-machine", "validate", "status", "why", "transition", "events", "sync", "version"]
-    {
+    for command in [
+        "",
+        "run",
+        "dev",
+        "run-machine",
+        "validate",
+        "test",
+        "schema",
+        "graph",
+        "status",
+        "why",
+        "transition",
+        "events",
+        "sync",
+        "version",
+    ] {
         let line = format!("machinesd {command} --help").replace("  ", " ");
         scene.run(&line);
         let help = scene.prepare(&line);
@@ -247,4 +261,41 @@ fn a_running_daemon_answers_and_refuses_in_words() {
     let last = shown.lines().last().unwrap_or_default();
     assert!(last.starts_with("web1.example.net manager transitioned via event "), "{shown}");
     assert_eq!(scene.prepare("machinesd events --type kv --machine hello --socket d.sock"), "");
+}
+
+#[test]
+fn the_checker_tells_people_and_programs_what_a_machine_can_not_do() {
+    let mut scene = scene();
+    let lost = HELLO.replace("watchers:", "  - name: lose\n    from: [GREET]\n    destination: LOST\nwatchers:");
+    scene.write("lost/machine.yaml", &lost);
+    let waiting = HELLO.replace("name: hello", "name: waiting").replace(
+        "    properties:",
+        "    foreign_state_required: [{machine_name: hello, state: GRET}]\n    properties:",
+    );
+    scene.write("waiting/machine.yaml", &waiting);
+    scene.replacing(&[(r#""semanticVersion": "0\.\d+\.\d+""#, r#""semanticVersion": "[VERSION]""#)]);
+    scene
+        .run("machinesd validate lost")
+        .run("machinesd validate lost --deny warnings")
+        .run("machinesd validate hello waiting")
+        .run("machinesd validate lost waiting --format json")
+        .run("machinesd validate hello waiting --format sarif")
+        .run("machinesd validate hello --deny nothing");
+    scene.matches("machinesd/checker");
+}
+
+#[test]
+fn a_machine_is_drawn_in_three_languages() {
+    let mut scene = scene();
+    let states = HELLO
+        .replace("watchers:", "  - name: '\"a\"<b>&c;'\n    from: [GREET]\n    destination: S\\T\nwatchers:")
+        .replace("state_match: [GREET]", "fail_transition: again");
+    scene.write("strange/machine.yaml", &states);
+    scene.write("broken/machine.yaml", HELLO.replace("[GREET]", "[GRET]"));
+    for format in ["dot", "mermaid", "svg"] {
+        scene.run(&format!("machinesd graph strange --format {format}"));
+    }
+    scene.run("machinesd graph broken").run("machinesd graph");
+    scene.run("machinesd schema | grep 2020-12");
+    scene.matches("machinesd/graph");
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use machines::config::File;
 use machines::names::MachineName;
 
@@ -54,14 +54,35 @@ pub enum Command {
         nats: Option<String>,
     },
     /// Check the machines in these directories, every fault with its line.
-    #[command(after_help = "Example: machinesd validate machines/examples/hello")]
+    ///
+    /// Errors are what a node refuses, and what can never work; warnings are what is probably not meant. Machines that
+    /// are checked together are judged as those of one node: what they require of each other must exist and be able to
+    /// happen. Exit code 1 when there are errors.
+    #[command(after_help = "Example: machinesd validate --deny warnings machines/examples/*")]
     Validate {
         /// Directories with a machine.yaml.
         #[arg(required = true, value_name = "DIR")]
         directories: Vec<PathBuf>,
         /// How the result is printed.
-        #[arg(long, value_enum, default_value_t = Format::Text)]
-        format: Format,
+        #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+        format: ReportFormat,
+        /// Exit code 1 for these too.
+        #[arg(long, value_enum, value_name = "WHAT")]
+        deny: Option<Deny>,
+    },
+    /// Print the JSON Schema of machine.yaml, for editors.
+    #[command(after_help = "Example: machinesd schema > machine.schema.json\n\
+                      In the first line of a machine.yaml: # yaml-language-server: $schema=../machine.schema.json")]
+    Schema,
+    /// Draw a machine: its states, transitions, and what works where.
+    #[command(after_help = "Example: machinesd graph machines/examples/hello --format svg > hello.svg")]
+    Graph {
+        /// A directory with a machine.yaml.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The language of the drawing.
+        #[arg(long, value_enum, default_value_t = DrawingFormat::Dot)]
+        format: DrawingFormat,
     },
     /// Play the scenarios in machine.test.yaml of these machines, on a clock on which days pass in milliseconds.
     #[command(after_help = "Example: machinesd test machines/examples/facts")]
@@ -150,6 +171,32 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+}
+
+/// How problems are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    Text,
+    Json,
+    /// SARIF 2.1.0, for code hosts.
+    Sarif,
+}
+
+/// What `validate` refuses besides errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Deny {
+    Warnings,
+}
+
+/// The language of a drawing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DrawingFormat {
+    /// For Graphviz.
+    Dot,
+    /// A state diagram, for Markdown.
+    Mermaid,
+    /// A picture, laid out here.
+    Svg,
 }
 
 #[derive(Debug, Args)]

@@ -6,11 +6,14 @@ mod arguments;
 mod ask;
 mod daemon;
 mod dev;
+mod graph;
 mod logging;
 mod narrator;
 mod once;
 mod run;
 mod run_machine;
+mod sarif;
+mod schema;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod status;
@@ -46,8 +49,10 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::RunMachine { directories, facts, data, nats } => {
             run_machine::run(&directories, facts.as_deref(), data.as_deref(), nats.as_deref())
         }
-        Command::Validate { directories, format } => validate::validate(&directories, format),
         Command::Test { directories, filter, format } => test::test(&directories, filter.as_deref(), format),
+        Command::Validate { directories, format, deny } => validate::validate(&directories, format, deny),
+        Command::Schema => schema::schema(),
+        Command::Graph { directory, format } => graph::graph(&directory, format),
         Command::Status { socket, format } => status::status(&socket.socket, format),
         Command::Why { name, socket, format } => why::why(&socket.socket, &name, format),
         Command::Transition { machine, event, socket, format } => {

@@ -2,20 +2,20 @@
 
 use std::path::Path;
 
-use machines::machine::definition::{Definition, FILE_NAME};
+use machines::machine::definition::Definition;
+use machines::machine::lint::Examined;
 use machines::machine::problem::Problems;
-use machines::machine::watcher::build_all;
+use machines::machine::rule::Stage;
 use machines::watchers::KINDS;
 
-/// Reads `directory/machine.yaml`, or gives every fault in it.
+/// Reads `directory/machine.yaml`, or gives every fault in it for which a node would refuse it.
 pub fn load(directory: &Path) -> Result<Definition, Problems> {
-    let definition = Definition::load(directory)?;
-    match build_all(&definition, KINDS) {
-        Ok(_) => Ok(definition),
-        Err(problems) => {
-            let path = directory.join(FILE_NAME);
-            let text = machines::fs::read_text(&path, machines::machine::document::MAXIMUM_BYTES).unwrap_or_default();
-            Err(Problems::new(&path, &text, problems))
+    let mut machine = Examined::directory(directory, KINDS);
+    match machine.definition() {
+        Some(definition) => Ok(definition.clone()),
+        None => {
+            machine.problems.retain(|problem| problem.rule.stage == Stage::Definition);
+            Err(machine.to_problems())
         }
     }
 }

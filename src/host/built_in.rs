@@ -48,6 +48,16 @@ pub fn definitions(manager: Option<&ManagerSettings>) -> Result<Vec<Arc<Definiti
     Ok(definitions)
 }
 
+/// The built-in machines as they stand in the repository, for judging others beside them.
+///
+/// # Errors
+/// As [`definitions`].
+pub fn as_compiled() -> Result<Vec<Arc<Definition>>, Problems> {
+    let parse =
+        |built_in: &BuiltinMachine| Definition::parse(Path::new(built_in.name), built_in.definition).map(Arc::new);
+    BUILTIN_MACHINES.iter().map(parse).collect()
+}
+
 fn apply(settings: &ManagerSettings, document: &mut Value) {
     let watchers = document.get_mut("watchers").and_then(Value::as_array_mut);
     for watcher in watchers.into_iter().flatten() {

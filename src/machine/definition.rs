@@ -12,8 +12,10 @@ use crate::suggest::nearest;
 
 use super::document::{Document, MAXIMUM_BYTES};
 use super::fsm::Fsm;
+use super::keys::{self, Key};
 use super::problem::{Problem, Problems};
-use super::reader::Reader;
+use super::reader::{Name, Reader};
+use super::rule::UNREADABLE_FILE;
 
 /// The file that makes a directory a machine.
 pub const FILE_NAME: &str = "machine.yaml";
@@ -109,7 +111,7 @@ impl Definition {
         let path = directory.join(FILE_NAME);
         let text = crate::fs::read_text(&path, MAXIMUM_BYTES).map_err(|error| {
             let message = format!("{error}: {}", error.source);
-            Problems::new(&path, "", vec![Problem::new(None, message)])
+            Problems::new(&path, "", vec![Problem::new(None, message).rule(UNREADABLE_FILE)])
         })?;
         Self::parse(&path, &text)
     }
@@ -129,8 +131,17 @@ impl Definition {
     /// # Errors
     /// All faults, each with its place.
     pub fn from_document(document: &Document, digest: Sha256Digest) -> Result<Self, Vec<Problem>> {
+        match Self::read(document, digest) {
+            (Some(definition), problems) if problems.is_empty() => Ok(definition),
+            (_, problems) => Err(problems),
+        }
+    }
+
+    /// Reads as much of a document as can be read, for a judgement of the rest, and gives all faults. With faults the
+    /// definition is not fit to run: entries that can't be read are missing in it, and its name may be made up.
+    pub fn read(document: &Document, digest: Sha256Digest) -> (Option<Self>, Vec<Problem>) {
         let mut reader = Reader::new(document);
-        reader.keys("", &["name", "version", "initial_state", "splay_start", "transitions", "watchers"]);
+        reader.keys("", &keys::names(keys::MACHINE));
         let name = reader.required("", "name", MachineName::new);
         let version = reader.required("", "version", Version::new);
         let initial_state = reader.required("", "initial_state", Label::new);
@@ -140,14 +151,16 @@ impl Definition {
         if let Some(initial_state) = &initial_state {
             check_references(&mut reader, initial_state, &transitions, &watchers);
         }
-        match (name, version, initial_state) {
-            (Some(name), Some(version), Some(initial_state)) if reader.problems.is_empty() => {
+        let stand_in = (MachineName::new("unnamed").ok(), Version::new("0.0.0").ok(), Label::new("UNNAMED").ok());
+        let definition = match (name.or(stand_in.0), version.or(stand_in.1), initial_state.or(stand_in.2)) {
+            (Some(name), Some(version), Some(initial_state)) => {
                 let transitions = transitions.into_iter().map(|(_, transition)| transition).collect();
                 let watchers = watchers.into_iter().map(|(_, watcher)| Arc::new(watcher)).collect();
-                Ok(Self { name, version, initial_state, splay_start, transitions, watchers, digest })
+                Some(Self { name, version, initial_state, splay_start, transitions, watchers, digest })
             }
-            _ => Err(reader.problems),
-        }
+            _ => None,
+        };
+        (definition, reader.problems)
     }
 
     /// The same without the properties and places of its watchers. Those are for building watchers and for messages
@@ -191,7 +204,7 @@ fn read_list<T>(reader: &mut Reader<'_>, key: &str, read: fn(&mut Reader<'_>, &s
 }
 
 fn read_transition(reader: &mut Reader<'_>, pointer: &str) -> Option<Transition> {
-    reader.keys(pointer, &["name", "from", "destination", "description", "subscribe"]);
+    reader.keys(pointer, &keys::names(keys::TRANSITION));
     let name = reader.required(pointer, "name", Label::new);
     let from_pointer = format!("{pointer}/from");
     let from = reader.labels(&from_pointer);
@@ -200,7 +213,7 @@ fn read_transition(reader: &mut Reader<'_>, pointer: &str) -> Option<Transition>
     }
     let destination = reader.required(pointer, "destination", Label::new);
     let description = reader.text(&format!("{pointer}/description")).unwrap_or_default().to_owned();
-    let subscribe = read_pairs(reader, &format!("{pointer}/subscribe"), "event")
+    let subscribe = read_pairs(reader, &format!("{pointer}/subscribe"), keys::SUBSCRIPTION, "event")
         .into_iter()
         .map(|(machine, event)| Subscription { machine, event })
         .collect();
@@ -208,23 +221,12 @@ fn read_transition(reader: &mut Reader<'_>, pointer: &str) -> Option<Transition>
 }
 
 fn read_watcher(reader: &mut Reader<'_>, pointer: &str) -> Option<WatcherDefinition> {
-    const KEYS: [&str; 9] = [
-        "name",
-        "type",
-        "state_match",
-        "foreign_state_required",
-        "success_transition",
-        "fail_transition",
-        "interval",
-        "announce_interval",
-        "properties",
-    ];
-    reader.keys(pointer, &KEYS);
+    reader.keys(pointer, &keys::names(keys::WATCHER));
     let at = |key: &str| format!("{pointer}/{key}");
     let name = reader.required(pointer, "name", Label::new);
     let kind = reader.required(pointer, "type", |text| Ok::<_, std::convert::Infallible>(text.to_owned()));
     let state_match = reader.labels(&at("state_match"));
-    let foreign_state_required = read_pairs(reader, &at("foreign_state_required"), "state")
+    let foreign_state_required = read_pairs(reader, &at("foreign_state_required"), keys::FOREIGN_STATE, "state")
         .into_iter()
         .map(|(machine, state)| ForeignState { machine, state })
         .collect();
@@ -252,11 +254,11 @@ fn read_watcher(reader: &mut Reader<'_>, pointer: &str) -> Option<WatcherDefinit
 }
 
 /// Reads `[{machine_name, <key>}]`.
-fn read_pairs(reader: &mut Reader<'_>, pointer: &str, key: &str) -> Vec<(MachineName, Label)> {
+fn read_pairs(reader: &mut Reader<'_>, pointer: &str, keys: &[Key], key: &str) -> Vec<(MachineName, Label)> {
     let mut pairs = Vec::new();
     for index in 0..reader.count(pointer).min(MAXIMUM_ITEMS) {
         let pointer = format!("{pointer}/{index}");
-        reader.keys(&pointer, &["machine_name", key]);
+        reader.keys(&pointer, &keys::names(keys));
         let machine = reader.required(&pointer, "machine_name", MachineName::new);
         let label = reader.required(&pointer, key, Label::new);
         if let (Some(machine), Some(label)) = (machine, label) {
@@ -304,14 +306,14 @@ fn check_references(
         }
         for (index, state) in watcher.state_match.iter().enumerate() {
             if !states.contains(state.as_str()) {
-                reader.undefined(&format!("{pointer}/state_match/{index}"), "state", state.as_str(), &states);
+                reader.undefined(&format!("{pointer}/state_match/{index}"), Name::State, state.as_str(), &states);
             }
         }
         let named =
             [("success_transition", &watcher.success_transition), ("fail_transition", &watcher.fail_transition)];
         for (key, event) in named {
             if let Some(event) = event.as_ref().filter(|event| !events.contains(event.as_str())) {
-                reader.undefined(&format!("{pointer}/{key}"), "transition", event.as_str(), &events);
+                reader.undefined(&format!("{pointer}/{key}"), Name::Transition, event.as_str(), &events);
             }
         }
     }

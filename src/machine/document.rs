@@ -1,7 +1,7 @@
 //! YAML text → a JSON value with the place of every node in the text, so that every later judgement of a value can
 //! point at its line and column. Duplicate keys and anything over the budget are refused here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -11,16 +11,20 @@ use serde_saphyr::Spanned;
 use crate::suggest::nearest;
 
 use super::problem::{Place, Problem};
+use super::rule::{INVALID_YAML, UNKNOWN_KEY};
 
 /// A definition larger than this is refused, in bytes.
 pub const MAXIMUM_BYTES: u64 = 1024 * 1024;
+
+/// Objects and lists in each other go this deep. Each level takes stack, of which the daemon's threads have 2 MiB.
+const MAXIMUM_DEPTH: usize = 24;
 
 /// A parsed document.
 #[derive(Debug, Clone, Default)]
 pub struct Document {
     pub value: Value,
     /// By JSON pointer (`/watchers/0/name`). A key's own place is under its pointer with `#` before the last part.
-    places: HashMap<String, Place>,
+    places: BTreeMap<String, Place>,
 }
 
 impl Document {
@@ -29,14 +33,15 @@ impl Document {
     /// # Errors
     /// The first syntax fault, with its place.
     pub fn parse(text: &str) -> Result<Self, Problem> {
-        let tree: Spanned<Tree> = serde_saphyr::from_str(text).map_err(|error| {
+        let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_depth: MAXIMUM_DEPTH } };
+        let tree: Spanned<Tree> = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
             let place = error.location().map(|location| Place {
                 line: usize::try_from(location.line()).unwrap_or(1),
                 column: usize::try_from(location.column()).unwrap_or(1),
             });
-            Problem::new(place, first_line(&error.without_snippet().to_string()))
+            Problem::new(place, first_line(&error.without_snippet().to_string())).rule(INVALID_YAML)
         })?;
-        let mut places = HashMap::new();
+        let mut places = BTreeMap::new();
         let value = flatten(tree, &mut String::new(), &mut places);
         Ok(Self { value, places })
     }
@@ -61,10 +66,14 @@ impl Document {
     /// The part below a pointer, as a document of its own with the places kept.
     pub fn part(&self, pointer: &str) -> Self {
         let value = self.value.pointer(pointer).cloned().unwrap_or_default();
-        let inside =
-            |key: &String| key.strip_prefix(pointer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let places = self.places.iter().filter(|(key, _)| inside(key));
-        let places = places.map(|(key, place)| (key.chars().skip(pointer.chars().count()).collect(), *place)).collect();
+        // All that is below stands together: a part costs as much as it holds, not as the whole does.
+        let below = format!("{pointer}/");
+        let inside = self.places.range(below.clone()..).take_while(|(key, _)| key.starts_with(&below));
+        let relative = |key: &str| key.strip_prefix(pointer).unwrap_or_default().to_owned();
+        let mut places: BTreeMap<String, Place> = inside.map(|(key, place)| (relative(key), *place)).collect();
+        if let Some(place) = self.places.get(pointer) {
+            places.insert(String::new(), *place);
+        }
         Self { value, places }
     }
 
@@ -92,7 +101,8 @@ impl Document {
                         Some(_) => pointer.clone(),
                         None => format!("{pointer}/{field}"),
                     };
-                    let problem = Problem::new(self.key_place(&key), format!("unknown key {field:?}"));
+                    let problem =
+                        Problem::new(self.key_place(&key), format!("unknown key {field:?}")).rule(UNKNOWN_KEY);
                     match nearest(field, known.iter().copied()) {
                         Some(meant) => problem.help(format!("did you mean {meant:?}?")),
                         None if known.is_empty() => problem.help("this takes no properties"),
@@ -139,7 +149,7 @@ enum Tree {
 }
 
 /// Deep nesting is refused by the YAML budget long before this recursion matters.
-fn flatten(tree: Spanned<Tree>, pointer: &mut String, places: &mut HashMap<String, Place>) -> Value {
+fn flatten(tree: Spanned<Tree>, pointer: &mut String, places: &mut BTreeMap<String, Place>) -> Value {
     let place = |location: serde_saphyr::Location| Place {
         line: usize::try_from(location.line()).unwrap_or(1),
         column: usize::try_from(location.column()).unwrap_or(1),
@@ -283,5 +293,7 @@ mod tests {
         assert!(Document::parse(&text).is_err());
         assert!(Document::parse(&"[".repeat(100_000)).is_err());
         assert!(Document::parse(&format!("{}{}", "[".repeat(3_000), "]".repeat(3_000))).is_err());
+        assert!(Document::parse(&format!("{}{}", "{a: ".repeat(3_000), "}".repeat(3_000))).is_err());
+        assert!(Document::parse(&format!("{}b{}", "{a: ".repeat(20), "}".repeat(20))).is_ok());
     }
 }

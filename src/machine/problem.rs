@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
+use super::rule::{INVALID_DEFINITION, Rule, Severity, Stage};
+
 /// Source lines are cut to this many columns around the fault.
 const WIDTH: usize = 100;
 
@@ -23,12 +25,27 @@ pub struct Problem {
     pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
+    /// The rule that is broken; it also says how grave that is.
+    #[serde(skip)]
+    pub rule: &'static Rule,
 }
 
 impl Problem {
-    /// A fault without help text.
+    /// A fault without help text, of the definition.
     pub fn new(place: Option<Place>, message: impl Into<String>) -> Self {
-        Self { place, message: message.into(), help: None }
+        Self { place, message: message.into(), help: None, rule: INVALID_DEFINITION }
+    }
+
+    /// Says which rule is broken.
+    #[must_use]
+    pub fn rule(mut self, rule: &'static Rule) -> Self {
+        self.rule = rule;
+        self
+    }
+
+    /// How grave it is.
+    pub fn severity(&self) -> Severity {
+        self.rule.severity
     }
 
     /// Adds what to do about it.
@@ -84,7 +101,15 @@ impl Problems {
         let renderer = renderer.term_width(WIDTH);
         let path = self.path.display().to_string();
         let rendered = self.problems.iter().map(|problem| {
-            let title = Level::ERROR.primary_title(problem.message.as_str());
+            let level = match problem.severity() {
+                Severity::Error => Level::ERROR,
+                Severity::Warning => Level::WARNING,
+            };
+            let mut title = level.primary_title(problem.message.as_str());
+            // What a node refuses explains itself; what the checker thinks of it can be looked up.
+            if problem.rule.stage == Stage::Model {
+                title = title.id(problem.rule.id);
+            }
             let mut group = match problem.place.and_then(|place| self.span(place)) {
                 Some(span) => title.element(
                     Snippet::source(self.source.as_str())

@@ -12,11 +12,25 @@ use crate::suggest::nearest;
 
 use super::document::Document;
 use super::problem::Problem;
+use super::rule::{INVALID_DEFINITION, Rule, UNDEFINED_STATE, UNDEFINED_TRANSITION, UNKNOWN_KEY};
+
+/// Of the faults of one file, so many are noted; a person mends no more at a time.
+pub const MAXIMUM_PROBLEMS: usize = 256;
+/// For so many faults the nearest known name is looked for, among so many names.
+const MAXIMUM_SUGGESTIONS: usize = 32;
+const MAXIMUM_CANDIDATES: usize = 1_024;
 
 /// A document being read, and what was found wrong so far.
 pub struct Reader<'a> {
     document: &'a Document,
     pub problems: Vec<Problem>,
+}
+
+/// What a name that is used must be defined as.
+#[derive(Clone, Copy)]
+pub enum Name {
+    State,
+    Transition,
 }
 
 fn type_name(value: &Value) -> &'static str {
@@ -52,14 +66,38 @@ impl<'a> Reader<'a> {
 
     /// Notes a fault at a value, with what to do about it.
     pub fn problem_with_help(&mut self, pointer: &str, message: String, help: Option<String>) {
+        self.note(pointer, message, help, INVALID_DEFINITION);
+    }
+
+    fn note(&mut self, pointer: &str, message: String, help: Option<String>, rule: &'static Rule) {
+        if self.is_full() {
+            return;
+        }
         let place = self.document.place(pointer);
-        self.problems.push(Problem { place, message, help });
+        self.problems.push(Problem { place, message, help, rule });
+        if self.is_full() {
+            let message = format!("there are more faults; these are the first {MAXIMUM_PROBLEMS}");
+            self.problems.push(Problem::new(None, message));
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.problems.len() >= MAXIMUM_PROBLEMS
+    }
+
+    fn suggest<'b>(&self, name: &str, known: impl IntoIterator<Item = &'b str>) -> Option<&'b str> {
+        let wanted = self.problems.len() < MAXIMUM_SUGGESTIONS;
+        if wanted { nearest(name, known.into_iter().take(MAXIMUM_CANDIDATES)) } else { None }
     }
 
     /// Notes a name that is used but not defined, with the nearest one that is.
-    pub fn undefined(&mut self, pointer: &str, what: &str, name: &str, known: &BTreeSet<&str>) {
-        let help = nearest(name, known.iter().copied()).map(|meant| format!("did you mean {meant:?}?"));
-        self.problem_with_help(pointer, format!("{what} {name:?} is not defined"), help);
+    pub fn undefined(&mut self, pointer: &str, what: Name, name: &str, known: &BTreeSet<&str>) {
+        let help = self.suggest(name, known.iter().copied()).map(|meant| format!("did you mean {meant:?}?"));
+        let (what, rule) = match what {
+            Name::State => ("state", UNDEFINED_STATE),
+            Name::Transition => ("transition", UNDEFINED_TRANSITION),
+        };
+        self.note(pointer, format!("{what} {name:?} is not defined"), help, rule);
     }
 
     /// Checks that the value is an object that has no other keys than these.
@@ -67,15 +105,16 @@ impl<'a> Reader<'a> {
         match self.document.value.pointer(pointer) {
             Some(Value::Object(object)) => {
                 for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
-                    let mut problem = Problem::new(
-                        self.document.key_place(&format!("{pointer}/{key}")),
-                        format!("unknown key {key:?}"),
-                    );
-                    problem.help = Some(match nearest(key, known.iter().copied()) {
+                    if self.is_full() {
+                        return;
+                    }
+                    let help = match self.suggest(key, known.iter().copied()) {
                         Some(meant) => format!("did you mean {meant:?}?"),
                         None => format!("known are: {}", known.join(", ")),
-                    });
-                    self.problems.push(problem);
+                    };
+                    // The key's own place, not its value's.
+                    let pointer = format!("{pointer}/#{key}");
+                    self.note(&pointer, format!("unknown key {key:?}"), Some(help), UNKNOWN_KEY);
                 }
             }
             other => {

@@ -28,6 +28,7 @@ use super::definition::{Definition, WatcherDefinition};
 use super::neighbours::Neighbours;
 use super::panel::Panel;
 use super::problem::Problem;
+use super::rule::{INVALID_PROPERTY, UNKNOWN_KEY, UNKNOWN_WATCHER_TYPE};
 use super::template::Scope;
 
 /// A watcher, or all that is wrong with its properties.
@@ -98,7 +99,8 @@ impl BuildContext<'_> {
     pub fn properties<T: serde::de::DeserializeOwned>(&self) -> Result<T, Vec<Problem>> {
         self.watcher.properties.typed().map_err(|problem| {
             let message = format!("{} watcher \"{}\": {}", self.watcher.kind, self.watcher.name, problem.message);
-            vec![Problem { message, ..problem }]
+            let rule = if problem.rule == UNKNOWN_KEY { UNKNOWN_KEY } else { INVALID_PROPERTY };
+            vec![Problem { message, rule, ..problem }]
         })
     }
 
@@ -106,7 +108,8 @@ impl BuildContext<'_> {
     pub fn fault(&self, property: &str, message: impl std::fmt::Display) -> Problem {
         let place = self.watcher.properties.place(&format!("/{property}"));
         let place = place.or_else(|| self.watcher.places.of("properties"));
-        Problem::new(place, format!("{} watcher \"{}\": {message}", self.watcher.kind, self.watcher.name))
+        let message = format!("{} watcher \"{}\": {message}", self.watcher.kind, self.watcher.name);
+        Problem::new(place, message).rule(INVALID_PROPERTY)
     }
 }
 
@@ -351,6 +354,12 @@ pub trait Watcher: Send + Sync {
         Writes::Items(Vec::new())
     }
 
+    /// Whether a check in a state just entered may ask for a transition every time, also when nothing has changed since
+    /// the check before, as commands do; for the checker.
+    fn fires_on_entry(&self) -> bool {
+        false
+    }
+
     /// A task that looks for changes outside and calls for checks.
     fn observe(&self, _context: &Context, _signal: Signal) -> Option<Background> {
         None
@@ -395,13 +404,21 @@ impl Seen {
 /// # Errors
 /// Every fault of every watcher.
 pub fn build_all(definition: &Definition, kinds: &[Kind]) -> Result<Vec<OfKind>, Vec<Problem>> {
+    let (watchers, problems) = build_each(definition, kinds);
+    if problems.is_empty() { Ok(watchers.into_iter().flatten().collect()) } else { Err(problems) }
+}
+
+/// Makes the watchers of a definition that can be made, in its order, and gives every fault of the others.
+pub fn build_each(definition: &Definition, kinds: &[Kind]) -> (Vec<Option<OfKind>>, Vec<Problem>) {
     let mut problems = Vec::new();
     let mut watchers = Vec::new();
     for watcher in &definition.watchers {
         let Some(kind) = kinds.iter().find(|kind| kind.name == watcher.kind) else {
             let known: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
             let problem =
-                Problem::new(watcher.places.of("type"), format!("there is no watcher type {:?}", watcher.kind));
+                Problem::new(watcher.places.of("type"), format!("there is no watcher type {:?}", watcher.kind))
+                    .rule(UNKNOWN_WATCHER_TYPE);
+            watchers.push(None);
             problems.push(match crate::suggest::nearest(&watcher.kind, known.iter().copied()) {
                 Some(meant) => problem.help(format!("did you mean {meant:?}?")),
                 None => problem.help(format!("known are: {}", known.join(", "))),
@@ -414,9 +431,12 @@ pub fn build_all(definition: &Definition, kinds: &[Kind]) -> Result<Vec<OfKind>,
             problems.push(Problem::new(watcher.places.of("interval"), message));
         }
         match (kind.build)(&BuildContext { machine: definition, watcher }) {
-            Ok(built) => watchers.push((*kind, built)),
-            Err(faults) => problems.extend(faults),
+            Ok(built) => watchers.push(Some((*kind, built))),
+            Err(faults) => {
+                watchers.push(None);
+                problems.extend(faults);
+            }
         }
     }
-    if problems.is_empty() { Ok(watchers) } else { Err(problems) }
+    (watchers, problems)
 }

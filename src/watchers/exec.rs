@@ -274,6 +274,10 @@ impl Watcher for Exec {
         paths
     }
 
+    fn fires_on_entry(&self) -> bool {
+        true
+    }
+
     fn writes(&self) -> Writes {
         if self.properties.parse_as_data { Writes::Anything } else { Writes::Items(Vec::new()) }
     }
