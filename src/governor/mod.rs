@@ -75,6 +75,11 @@ impl Slot {
         Self { holding: Some(holding) }
     }
 
+    /// A slot where nothing limits: there is nothing to leave.
+    pub fn unlimited() -> Self {
+        Self { holding: None }
+    }
+
     /// Leaves it and waits for that. The leaving goes on when the future is dropped.
     pub async fn leave(mut self) -> Left {
         match self.start_leaving() {

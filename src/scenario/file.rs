@@ -41,6 +41,9 @@ pub struct Scenario {
     /// Values in the key-value store: bucket, key, value. What is not a text is stored as JSON.
     #[serde(default)]
     pub kv: BTreeMap<String, BTreeMap<String, Value>>,
+    /// Governors whose slots are all taken; every other has one.
+    #[serde(default)]
+    pub full_governors: Vec<String>,
     /// What commands answer. The first that fits and is not used up counts.
     #[serde(default)]
     pub commands: Vec<Answer>,

@@ -6,6 +6,7 @@
 
 mod answers;
 mod file;
+mod grants;
 mod play;
 
 use std::path::{Path, PathBuf};

@@ -26,6 +26,7 @@ use crate::node::Node;
 use super::Scenarios;
 use super::answers::Answers;
 use super::file::{Expectation, Neighbour, Scenario, Step};
+use super::grants::Grants;
 
 /// Time that passes before something is looked at. The clock moves only when nothing else can, so by then everything
 /// that follows from what happened has followed.
@@ -131,6 +132,7 @@ impl Stage {
             clock: Clock::starting_at(scenario.start),
             chance: Chance::Longest,
             commands: Arc::clone(&answers) as _,
+            governors: Arc::new(Grants { full: scenario.full_governors.clone() }),
             ..Services::new(Arc::clone(&node), store, Arc::new(fetcher))
         });
         let mut neighbours = BTreeMap::new();
