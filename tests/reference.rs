@@ -263,6 +263,8 @@ fn the_test_of_every_row_is_there() {
         let (file, name) = row.test.split_once("::").unwrap();
         let source = fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
         assert!(has_test(&source, name), "{} {}: there is no test {}", row.kind, row.property, row.test);
+        let own = row.property.rsplit('.').next().unwrap();
+        assert!(source.contains(own), "{} {}: {file} does not even name it", row.kind, row.property);
     }
     assert!(!has_test("fn helper() {}\n", "helper"), "a helper is no test");
 }
