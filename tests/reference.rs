@@ -129,9 +129,14 @@ async fn furnished(server: &NatsServer, world: &World) -> Lab {
 async fn each_runs_as_it_is_and_comes_to_what_it_is_for() {
     let (server, world) = (NatsServer::start(), World::new());
     let lab = furnished(&server, &world).await;
+    // A node that takes specifications of one form refuses the other: this one has taken none.
+    let (other_world, mut other) = (World::new(), Lab::new().await);
+    let sync = Some(Arc::new(other_world.open()));
+    other.services = Arc::new(Services { sync, ..Services::clone(&other.services) });
     let mut running = Vec::new();
     for (name, text) in machines().into_iter().filter(|(name, _)| name != "definition") {
-        running.push((name, definition(&text), lab.spawn_real(&text)));
+        let handle = if name == "plugins" { other.spawn_real(&text) } else { lab.spawn_real(&text) };
+        running.push((name, definition(&text), handle));
     }
     let mut seen = Vec::new();
     for (name, definition, handle) in &running {

@@ -81,6 +81,7 @@ struct Properties {
     graphite_host: Option<Template>,
     /// The port there; 2003.
     #[serde(default, deserialize_with = "text_or_number")]
+    #[schemars(schema_with = "text_or_number_schema")]
     graphite_port: Option<Template>,
     /// In front of each name there; `choria.WATCHER`.
     graphite_prefix: Option<Template>,
@@ -96,6 +97,10 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T
         other => return Err(D::Error::custom(format!("{other} is not a port"))),
     };
     Template::parse(&text).map(Some).map_err(D::Error::custom)
+}
+
+fn text_or_number_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": ["string", "integer", "null"]})
 }
 
 /// What a command may print as JSON; the reference passes over other keys.
