@@ -12,9 +12,6 @@ use machines::archive::{FetchError, FetchSettings, Fetched, Fetcher};
 use machines::digest::Sha256Digest;
 use machines::kv::{Bucket, BucketSettings, Connection, KvError, ObjectReader, Store};
 use machines::spec::{Credentials, Source};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use url::Url;
 
 mod http;
@@ -295,27 +292,11 @@ async fn a_server_that_is_not_there_is_named() {
     Case::new().refuses(&url("http", port, "/a"), "could not connect to http://127.0.0.1:").await;
 }
 
-/// A server with a certificate for `names`, and the PEM of the authority that signed it.
+/// The same, with something to fetch.
 async fn tls_server(names: &[&str]) -> (Server, String) {
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.distinguished_name.push(rcgen::DnType::CommonName, names[0]);
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(authority, authority_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
-        .unwrap();
-    let server = Server::with_tls(Some(TlsAcceptor::from(Arc::new(config)))).await;
+    let (server, authority) = http::tls_server(names).await;
     server.answer("/a", Answer::ok(BODY));
-    (server, authority_pem)
+    (server, authority)
 }
 
 fn with_ca(pem: &str) -> Case {

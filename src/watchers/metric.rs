@@ -81,7 +81,7 @@ struct Properties {
     graphite_host: Option<Template>,
     /// The port there; 2003.
     #[serde(default, deserialize_with = "text_or_number")]
-    #[schemars(schema_with = "port_schema")]
+    #[schemars(schema_with = "text_or_number_schema")]
     graphite_port: Option<Template>,
     /// In front of each name there; `choria.WATCHER`.
     graphite_prefix: Option<Template>,
@@ -97,6 +97,10 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T
         other => return Err(D::Error::custom(format!("{other} is not a port"))),
     };
     Template::parse(&text).map(Some).map_err(D::Error::custom)
+}
+
+fn text_or_number_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": ["string", "integer", "null"]})
 }
 
 /// What a command may print as JSON; the reference passes over other keys.
@@ -147,10 +151,6 @@ fn build(context: &BuildContext<'_>) -> Built {
     let runner_interval = context.watcher.interval;
     let own_interval = properties.interval.or(runner_interval.is_none().then_some(DEFAULT_INTERVAL));
     Ok(Arc::new(Metric { properties, own_interval, runner_interval, begun: Arc::default(), last: Mutex::default() }))
-}
-
-fn port_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": ["string", "integer", "null"]})
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {

@@ -150,6 +150,18 @@ async fn exec_fails_when_no_slot_is_free_in_time() {
 }
 
 #[tokio::test]
+async fn archive_fails_when_no_slot_is_free_in_time() {
+    let governed = Governed::new().await;
+    let _slot = governed.hold().await;
+    let handle = governed.spawn("archive", &format!("{}governor_timeout: 1s\n", governed.archive()));
+    let status = checked(&handle).await;
+    let message = status.last_error.unwrap();
+    assert!(message.contains("governor \"UPDATES\" within 1") && message.contains("all are taken"), "{message}");
+    assert_eq!((status.outcome, handle.remote.status().state.as_str()), ("error", "BAD"));
+    assert!(!governed.lab.path("target").join("tool").exists());
+}
+
+#[tokio::test]
 async fn exec_goes_on_with_a_clear_error_when_its_governor_does_not_exist() {
     let governed = Governed::new().await;
     governed.slots.delete(&name()).await.unwrap();
