@@ -406,11 +406,6 @@ impl Watcher for Watched {
         self.properties.timeout + self.governed.patience()
     }
 
-    fn left(&self) -> Option<Report> {
-        self.governed.left();
-        None
-    }
-
     fn looks_up(&self) -> Vec<String> {
         let mut paths = self.governed.looks_up();
         paths.extend(self.properties.templates().flat_map(|template| template.lookups().to_vec()));
