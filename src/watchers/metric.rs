@@ -81,6 +81,7 @@ struct Properties {
     graphite_host: Option<Template>,
     /// The port there; 2003.
     #[serde(default, deserialize_with = "text_or_number")]
+    #[schemars(schema_with = "port_schema")]
     graphite_port: Option<Template>,
     /// In front of each name there; `choria.WATCHER`.
     graphite_prefix: Option<Template>,
@@ -146,6 +147,15 @@ fn build(context: &BuildContext<'_>) -> Built {
     let runner_interval = context.watcher.interval;
     let own_interval = properties.interval.or(runner_interval.is_none().then_some(DEFAULT_INTERVAL));
     Ok(Arc::new(Metric { properties, own_interval, runner_interval, begun: Arc::default(), last: Mutex::default() }))
+}
+
+fn port_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": ["integer", "string"],
+        "minimum": 1,
+        "maximum": 65_535,
+        "description": "The port there; 2003. A text may be a template."
+    })
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
