@@ -13,7 +13,7 @@ use async_nats::jetstream;
 use engine::fields::{COMMON_FIELDS, EVENT_FIELDS};
 use futures_util::StreamExt;
 use machines::events::{Body, Bus, Event, Origin, nats};
-use machines::machine::watcher::Seen;
+use machines::machine::watcher::{Fires, Seen};
 use machines::names::{Identity, Label, MachineName, Version};
 use machines::watchers::KINDS;
 use serde_json::{Map, Value};
@@ -166,9 +166,12 @@ async fn a_plain_subscriber_gets_every_kind_as_a_cloud_event_with_the_fields_of_
     bus.publish(transition());
     for kind in KINDS {
         let properties: String = kind.example.lines().map(|line| format!("      {line}\n")).collect();
+        let named = if let Fires::Named(names) = kind.fires { names } else { &[] };
+        let named: String =
+            named.iter().map(|name| format!(", {{name: {name}, from: [BUSY], destination: BUSY}}")).collect();
         let text = format!(
-            "name: facts\nversion: 1.0.0\ninitial_state: A\ntransitions: [{{name: go, from: [A], destination: B}}]\n\
-             watchers:\n  - name: it\n    type: {}\n    properties:\n{properties}",
+            "name: facts\nversion: 1.0.0\ninitial_state: IDLE\ntransitions: [{{name: go, from: [IDLE], destination: \
+             BUSY}}{named}]\nwatchers:\n  - name: it\n    type: {}\n    properties:\n{properties}",
             kind.name
         );
         let built = engine::build(&text).unwrap();
