@@ -229,6 +229,25 @@ async fn a_post_needs_the_token_and_reading_on_loopback_does_not() {
 }
 
 #[tokio::test]
+async fn a_web_page_whose_name_leads_to_this_node_reads_nothing() {
+    let site = Site::start(WithToken::Yes).await;
+    let ask = async |host: &str, more: &str| {
+        let answer = site.raw(format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\n{more}\r\n").as_bytes()).await;
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    for host in
+        ["evil.example.net", "evil.example.net:80", "localhost.evil.example.net", "10.0.0.1", "[::2]", "a b", ""]
+    {
+        assert_eq!(ask(host, "").await, "421", "{host}");
+    }
+    let port = site.port;
+    for host in ["localhost", &format!("LOCALHOST:{port}"), &format!("127.0.0.1:{port}"), "[::1]:80"] {
+        assert_eq!(ask(host, "").await, "200", "{host}");
+    }
+    assert_eq!(ask("proxy.example.net", &format!("Authorization: Bearer {TOKEN}\r\n")).await, "200");
+}
+
+#[tokio::test]
 async fn without_a_token_nobody_may_turn_anything() {
     let site = Site::start(WithToken::No).await;
     let answer = site.turn(true).await;
@@ -315,6 +334,9 @@ async fn prometheus_reads_measurements_checks_and_the_daemon_from_metrics_and_fr
     assert_eq!(value(&samples, "machinesd_build_info", "version=\""), Some(1.0));
     assert_eq!(value(&samples, "machinesd_machines_running", ""), Some(2.0));
     assert_eq!(value(&samples, "machinesd_store_connected", ""), Some(1.0));
+    for name in ["machinesd_events_sent_total", "machinesd_events_dropped_total", "machinesd_events_waiting"] {
+        assert_eq!(value(&samples, name, ""), Some(0.0), "{name}");
+    }
     assert_eq!(value(&samples, "machinesd_machine_transitions_total", "machine=\"lamp\""), Some(1.0));
     assert_eq!(value(&samples, "machinesd_machine_state", "state=\"BRIGHT\""), Some(1.0));
     assert!(value(&samples, "machinesd_watcher_checks_total", power).is_some_and(|checks| checks >= 1.0));
@@ -354,6 +376,13 @@ async fn a_reload_takes_a_new_token_and_a_new_address_and_keeps_the_old_when_the
         stream.as_mut().is_ok() && site.turn(true).await.status == 401
     })
     .await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    site.daemon.set("http", "listen", &taken.local_addr().unwrap().to_string());
+    site.daemon.write_settings();
+    site.daemon.signal(Signal::HUP);
+    eventually("the refusal", || async { site.daemon.log().contains("the settings in force stay: could not listen") })
+        .await;
+    assert_eq!(site.get("/metrics").await.status, 200, "the address in force stays");
     site.daemon.set("http", "listen", "");
     site.daemon.write_settings();
     site.daemon.signal(Signal::HUP);

@@ -84,6 +84,17 @@ pub fn purge(settings: &Settings) -> Purge {
     if settings.sync.purge_unknown { Purge::Unknown } else { Purge::Keep }
 }
 
+/// Binds the HTTP listener, if the settings have one.
+///
+/// # Errors
+/// When the token can't be used or the address is taken.
+pub async fn listen(settings: &Settings) -> Result<Option<listener::Listener>, listener::ListenError> {
+    match &settings.http {
+        Some(http) => Ok(Some(listener::listen(http).await?)),
+        None => Ok(None),
+    }
+}
+
 /// A running daemon.
 pub struct Daemon {
     pub host: HostHandle,
@@ -97,11 +108,12 @@ pub struct Daemon {
 impl Daemon {
     /// Starts to run machines and to answer on the control socket.
     pub async fn start(settings: &Settings, parts: Parts) -> Result<Self, Failure> {
+        let http = listen(settings).await?;
+        Self::start_with(settings, parts, http).await
+    }
+
+    async fn start_with(settings: &Settings, parts: Parts, http: Option<listener::Listener>) -> Result<Self, Failure> {
         let listener = server::listen(&settings.socket).await?;
-        let http = match &settings.http {
-            Some(http) => Some(listener::listen(http).await?),
-            None => None,
-        };
         let started = Timestamp::now();
         let mut tasks = Vec::new();
         if let Some(client) = parts.store.nats() {
@@ -153,6 +165,7 @@ impl Daemon {
             store: Arc::clone(&self.parts.store),
             host: self.host.clone(),
             panel,
+            delivery: self.parts.bus.delivery(),
             sync: settings.sync.enabled.then(|| Arc::clone(&self.parts.reconciler)),
         };
         self.tasks.push(tokio::spawn(listener::serve(listener, Arc::new(api))));
@@ -163,10 +176,19 @@ impl Daemon {
         self.token.as_ref() == token
     }
 
-    /// Takes new settings. Machines are stopped and started again with them; the store and the state stay open.
-    pub async fn reload(mut self, settings: &Settings) -> Result<Self, Failure> {
+    /// Takes new settings. Machines are stopped and started again with them; the store and the state stay open. `http` is
+    /// the listener, if it is bound already.
+    pub async fn reload(mut self, settings: &Settings, http: Option<listener::Listener>) -> Result<Self, Failure> {
         self.end().await;
-        Self::start(settings, self.parts).await
+        let http = match http {
+            Some(http) => Some(http),
+            // The machines are worth more than a listener.
+            None => listen(settings).await.unwrap_or_else(|error| {
+                tracing::error!("there is no HTTP listener: {}", machines::errors::chain(&error));
+                None
+            }),
+        };
+        Self::start_with(settings, self.parts, http).await
     }
 
     /// Stops the machines and waits for them, within limits.

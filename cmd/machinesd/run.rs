@@ -10,7 +10,7 @@ use machines::spec::Trust;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::daemon::{Daemon, Parts, discover};
+use crate::daemon::{Daemon, Parts, discover, listen};
 use crate::logging::{self, LevelHandle};
 use crate::shared::Failure;
 
@@ -119,6 +119,18 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
                 continue;
             }
         };
+        // At another port before anything is given up; the port that is held by ourselves is free only then.
+        let http = if port(&settings) == port(&next) {
+            None
+        } else {
+            match listen(&next).await {
+                Ok(http) => http,
+                Err(error) => {
+                    tracing::error!("the settings in force stay: {}", machines::errors::chain(&error));
+                    continue;
+                }
+            }
+        };
         let new_facts = daemon.take_facts(&node);
         if settings == next && daemon.takes(token.as_ref()) {
             let facts = if new_facts { "the facts are new" } else { "so are the facts" };
@@ -127,7 +139,7 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
         }
         level.set(next.log.level);
         watchdog.abort();
-        daemon = daemon.reload(&next).await?;
+        daemon = daemon.reload(&next, http).await?;
         settings = next;
         announce(&settings);
         watchdog = tokio::spawn(feed_watchdog(daemon.host.clone()));
@@ -137,6 +149,10 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
     watchdog.abort();
     daemon.stop().await;
     Ok(())
+}
+
+fn port(settings: &Settings) -> Option<u16> {
+    settings.http.as_ref().map(|http| http.address.port())
 }
 
 fn announce(settings: &Settings) {

@@ -2,15 +2,17 @@
 //! name an address.
 //!
 //! On a loopback address anyone on the node may read; everything else needs the bearer token of the settings: every
-//! `POST`, and every request on any other address.
+//! `POST`, every request on any other address, and one that comes under a foreign name, as a web page sends it that has
+//! its own name lead to this node.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{ALLOW, AUTHORIZATION, HOST, HeaderValue, WWW_AUTHENTICATE};
+use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::digest::Sha256Digest;
+use crate::events::Delivery;
 use crate::fs::FileError;
 use crate::host::HostHandle;
 use crate::kv::Store;
@@ -142,6 +145,8 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     pub host: HostHandle,
     pub panel: Arc<Panel>,
+    /// Of events, to NATS.
+    pub delivery: Arc<Delivery>,
     /// `None` where no specification is followed.
     pub sync: Option<Arc<Reconciler>>,
 }
@@ -161,8 +166,16 @@ struct Gate {
 impl Gate {
     fn refuses(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-        if reads && self.is_local {
+        let foreign = if self.is_local { foreign_name(request) } else { None };
+        if reads && self.is_local && foreign.is_none() {
             return None;
+        }
+        let carries = request.headers().contains_key(AUTHORIZATION);
+        if let Some(name) = foreign.filter(|_| !carries) {
+            let message = format!(
+                "{name:?} is not this node: ask localhost, 127.0.0.1 or [::1], or send the token of [http] token_file"
+            );
+            return Some(refuse(StatusCode::MISDIRECTED_REQUEST, message));
         }
         let Some(token) = &self.token else {
             let message = "this needs a token, and the daemon has none: set [http] token_file in its settings";
@@ -180,6 +193,18 @@ impl Gate {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"machinesd\""));
         Some(response)
     }
+}
+
+/// The name that a request was sent to, unless it is this node's own on loopback.
+fn foreign_name(request: &Request<Incoming>) -> Option<String> {
+    let given = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
+    let given = request.uri().authority().map(ToString::to_string).or(given)?;
+    let host = given.parse::<Authority>().map(|authority| authority.host().to_owned()).unwrap_or_default();
+    let is_loopback = |host: &str| {
+        host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    };
+    let is_ours = host.eq_ignore_ascii_case("localhost") || is_loopback(&host);
+    (!is_ours).then(|| given.chars().take(80).collect())
 }
 
 async fn answer(api: Arc<Api>, gate: Arc<Gate>, request: Request<Incoming>) -> Response<Body> {
@@ -219,6 +244,7 @@ fn metrics(api: &Api) -> String {
     exposition.checks(&all);
     let sync = api.sync.as_ref().map(|sync| sync.status());
     exposition.daemon(api.started, &api.store.connection(), sync.as_ref(), &api.host.reports());
+    exposition.events(&api.delivery.count());
     exposition.render()
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::events::Deliveries;
 use crate::host::Report;
 use crate::kv::Connection;
 use crate::machine::panel::{Key, Panel, Shown};
@@ -147,6 +148,16 @@ impl Exposition {
                 self.counter("machinesd_watcher_errors_total", help, &labels, watcher.errors);
             }
         }
+    }
+
+    /// What became of the events on their way to NATS.
+    pub fn events(&mut self, events: &Deliveries) {
+        let help = "Events that the NATS server has taken.";
+        self.counter("machinesd_events_sent_total", help, &[], events.sent);
+        let help = "Events that were lost, since NATS was away for too long or refused them.";
+        self.counter("machinesd_events_dropped_total", help, &[], events.dropped);
+        let help = "Events that wait for NATS.";
+        self.gauge("machinesd_events_waiting", help, &[], events.waiting);
     }
 
     fn sync(&mut self, sync: &SyncStatus) {

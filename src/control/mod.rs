@@ -11,6 +11,7 @@ pub mod server;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::events::Deliveries;
 use crate::host::Report;
 use crate::journal::Record;
 use crate::kv::Connection;
@@ -25,6 +26,8 @@ pub struct Status {
     pub version: &'static str,
     pub started: Timestamp,
     pub store: Connection,
+    /// What became of the events on their way to NATS.
+    pub events: Deliveries,
     /// `None` where no specification is followed.
     pub sync: Option<SyncStatus>,
     pub machines: Vec<Report>,

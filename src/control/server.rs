@@ -125,6 +125,7 @@ fn status(api: &Api) -> Status {
         version: env!("CARGO_PKG_VERSION"),
         started: api.started,
         store: api.store.connection(),
+        events: api.bus.delivery().count(),
         sync: api.sync.as_ref().map(|sync| sync.reconciler.status()),
         machines: api.host.reports(),
     }

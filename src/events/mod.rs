@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast;
 
@@ -118,7 +119,23 @@ pub struct Delivery {
     waiting: AtomicU64,
 }
 
+/// [`Delivery`] at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Deliveries {
+    /// Taken by the server.
+    pub sent: u64,
+    /// Lost.
+    pub dropped: u64,
+    /// In the queue.
+    pub waiting: u64,
+}
+
 impl Delivery {
+    /// How it stands.
+    pub fn count(&self) -> Deliveries {
+        Deliveries { sent: self.sent(), dropped: self.dropped(), waiting: self.waiting() }
+    }
+
     /// Taken by the server.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)

@@ -137,20 +137,27 @@ impl Data {
     /// The first change that would go over the limit; the changes before it are made.
     pub fn apply(&mut self, changes: Vec<Change>) -> (Vec<String>, Result<(), TooLarge>) {
         let mut changed = Vec::new();
+        if changes.is_empty() {
+            return (changed, Ok(()));
+        }
+        // Once, not for each change: a command may print a hundred thousand items.
+        let mut total: usize = self.items.iter().map(|(name, item)| size(name, item)).sum();
         for change in changes {
             match change {
                 Change::Set(name, item) if self.items.get(&name) == Some(&item) => drop((name, item)),
                 Change::Set(name, item) => {
-                    let others: usize =
-                        self.items.iter().filter(|(other, _)| **other != name).map(|(_, item)| size(item)).sum();
-                    if others + size(&item) > MAXIMUM_BYTES {
-                        return (changed, Err(TooLarge { name }));
+                    let before = self.items.get(&name).map_or(0, |before| size(&name, before));
+                    let after = total.saturating_sub(before).saturating_add(size(&name, &item));
+                    if after > MAXIMUM_BYTES {
+                        return (changed, Err(TooLarge { name: name.chars().take(80).collect() }));
                     }
+                    total = after;
                     Arc::make_mut(&mut self.items).insert(name.clone(), item);
                     changed.push(name);
                 }
                 Change::Delete(name) => {
-                    if self.items.contains_key(&name) {
+                    if let Some(item) = self.items.get(&name) {
+                        total = total.saturating_sub(size(&name, item));
                         Arc::make_mut(&mut self.items).remove(&name);
                         changed.push(name);
                     }
@@ -161,11 +168,10 @@ impl Data {
     }
 }
 
-fn size(item: &Item) -> usize {
-    match &item.raw {
-        Some(raw) => raw.len(),
-        None => item.value.to_string().len(),
-    }
+/// What an item takes, in memory or in the file, whichever is more. Names count: a command may print ever new ones.
+fn size(name: &str, item: &Item) -> usize {
+    let json = serde_json::to_string(name).map_or(name.len(), |name| name.len()) + item.value.to_string().len();
+    json.max(name.len() + item.raw.as_ref().map_or(0, |raw| raw.len()))
 }
 
 /// The data as one JSON object.
@@ -258,5 +264,32 @@ mod tests {
         let big = Item::new(Value::String("x".repeat(MAXIMUM_BYTES)));
         let error = data.apply(vec![Change::Set("big".to_owned(), big)]).1.unwrap_err();
         assert!(error.to_string().contains("\"big\" was not stored"), "{error}");
+    }
+
+    #[test]
+    fn names_count_and_what_was_taken_can_be_read_again() {
+        let mut data = Data::default();
+        let name = |index: usize| format!("{index}{}", "x".repeat(1024 * 1024));
+        for index in 0..7 {
+            assert!(data.apply(vec![Change::Set(name(index), Item::new(Value::Null))]).1.is_ok());
+        }
+        let refused = data.apply(vec![Change::Set(name(7), Item::new(Value::Null))]).1.unwrap_err().to_string();
+        assert!(refused.len() < 200, "{refused}");
+        // Each of these takes six bytes in the file.
+        let control = Item::from_text(&"\u{1}".repeat(MAXIMUM_BYTES / 4));
+        assert!(Data::default().apply(vec![Change::Set("control".to_owned(), control)]).1.is_err());
+    }
+
+    #[test]
+    fn a_command_that_prints_very_many_items_holds_up_nothing() {
+        let many = |value: u64| {
+            let set = |index| Change::Set(format!("item{index}"), Item::new(Value::from(value)));
+            (0..100_000).map(set).collect::<Vec<_>>()
+        };
+        let mut data = Data::default();
+        for value in [1, 2] {
+            let (changed, stored) = data.apply(many(value));
+            assert!(stored.is_ok() && changed.len() == 100_000);
+        }
     }
 }

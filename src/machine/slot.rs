@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::names::{Label, MachineName};
 use super::definition::{ForeignState, WatcherDefinition};
 use super::neighbours::Neighbours;
 use super::status::WatcherStatus;
-use super::watcher::{Cause, Kind, Report, Seen, Signal, Watcher};
+use super::watcher::{Cause, Kind, Report, Seen, Signal, Stay, Watcher};
 
 /// One watcher and its timing.
 pub struct Slot {
@@ -29,7 +30,7 @@ pub struct Slot {
     waits_for: Option<String>,
     /// A check that must follow the running one.
     pending: Option<Cause>,
-    visit: u64,
+    visits: watch::Sender<u64>,
     due: Option<Instant>,
     again: Option<Instant>,
     announce: Option<Instant>,
@@ -56,7 +57,7 @@ impl Slot {
             works: false,
             waits_for: None,
             pending: None,
-            visit: 0,
+            visits: watch::Sender::new(0),
             due: None,
             again: None,
             announce: None,
@@ -108,7 +109,7 @@ impl Slot {
     /// find speaks of an earlier visit.
     pub fn left(&mut self) {
         self.works = false;
-        self.visit = self.visit.wrapping_add(1);
+        self.visits.send_modify(|visit| *visit = visit.wrapping_add(1));
         self.due = None;
         self.again = None;
         self.announce = None;
@@ -117,7 +118,12 @@ impl Slot {
 
     /// Counts the stays in states in which the watcher works; a verdict counts only in the stay that it was made in.
     pub fn visit(&self) -> u64 {
-        self.visit
+        *self.visits.borrow()
+    }
+
+    /// The stay of now, for a check.
+    pub fn stay(&self) -> Stay {
+        Stay::new(self.visits.subscribe())
     }
 
     /// A check must follow the running one. That a state was entered is not forgotten over lesser causes.

@@ -311,6 +311,7 @@ impl Task {
         }
         let check = Check {
             context: self.context(slot),
+            stay: slot.stay(),
             cause,
             state: self.state.clone(),
             data: self.data.snapshot(),

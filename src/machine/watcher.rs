@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::archive::Fetcher;
 use crate::clock::Clock;
@@ -188,9 +188,32 @@ pub enum Cause {
     Again,
 }
 
+/// The stay of the machine in a watcher's states, as a check sees it.
+#[derive(Clone)]
+pub struct Stay {
+    visits: watch::Receiver<u64>,
+    visit: u64,
+}
+
+impl Stay {
+    pub(super) fn new(visits: watch::Receiver<u64>) -> Self {
+        let visit = *visits.borrow();
+        Self { visits, visit }
+    }
+
+    /// Waits until these states are left, and answers at once when they have been left before.
+    pub async fn ended(mut self) {
+        let visit = self.visit;
+        // Nobody counts any more: the machine is gone.
+        _ = self.visits.wait_for(|current| *current != visit).await;
+    }
+}
+
 /// One check.
 pub struct Check {
     pub context: Context,
+    /// Ends when the watcher's states are left.
+    pub stay: Stay,
     pub cause: Cause,
     pub state: Label,
     pub data: Snapshot,

@@ -1,18 +1,15 @@
-//! The users and groups of this host, from `/etc/passwd` and `/etc/group`. Those that only a directory service knows
-//! have to be given by number. In: a name or a number. Out: the number.
+//! The users and groups of this host, as the system's name service knows them, directory services included. In: a name or
+//! a number. Out: the number. Blocks: names may come over the network.
 
-use std::path::Path;
-
-/// Larger files than this are refused, in bytes.
-const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+use nix::unistd::{Group, User};
 
 /// A user or a group that can't be told.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
-    #[error("there is no {what} {name:?} in {file}; give its number if another service knows it")]
-    Unknown { what: &'static str, name: String, file: &'static str },
-    #[error(transparent)]
-    Read(#[from] crate::fs::FileError),
+    #[error("there is no {what} {name:?} on this node")]
+    Unknown { what: &'static str, name: String },
+    #[error("could not look up the {what} {name:?}")]
+    LookUp { what: &'static str, name: String, source: nix::Error },
 }
 
 /// The number of a user.
@@ -20,7 +17,7 @@ pub enum AccountError {
 /// # Errors
 /// When there is no such user.
 pub fn user(name: &str) -> Result<u32, AccountError> {
-    find("user", name, "/etc/passwd")
+    find("user", name, |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))
 }
 
 /// The number of a group.
@@ -28,25 +25,28 @@ pub fn user(name: &str) -> Result<u32, AccountError> {
 /// # Errors
 /// When there is no such group.
 pub fn group(name: &str) -> Result<u32, AccountError> {
-    find("group", name, "/etc/group")
+    find("group", name, |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
 }
 
-fn find(what: &'static str, name: &str, file: &'static str) -> Result<u32, AccountError> {
+fn find(
+    what: &'static str,
+    name: &str,
+    look_up: impl Fn(&str) -> nix::Result<Option<u32>>,
+) -> Result<u32, AccountError> {
     // The highest number means "leave it as it is" to the system.
     if let Ok(number) = name.parse::<u32>()
         && number != u32::MAX
     {
         return Ok(number);
     }
-    let text = String::from_utf8_lossy(&crate::fs::read(Path::new(file), LIMIT_BYTES)?).into_owned();
-    number_of(&text, name).ok_or_else(|| AccountError::Unknown { what, name: name.chars().take(80).collect(), file })
-}
-
-/// The third field of the line that begins with the name.
-fn number_of(text: &str, name: &str) -> Option<u32> {
-    let fields = text.lines().map(|line| line.split(':'));
-    let mut found = fields.filter_map(|mut fields| (fields.next()? == name).then(|| fields.nth(1)).flatten());
-    found.find_map(|number| number.parse().ok())
+    let shown = || name.chars().take(80).collect();
+    // The system's names are C strings.
+    let found = if name.contains('\0') { Ok(None) } else { look_up(name) };
+    match found {
+        Ok(Some(number)) => Ok(number),
+        Ok(None) => Err(AccountError::Unknown { what, name: shown() }),
+        Err(source) => Err(AccountError::LookUp { what, name: shown(), source }),
+    }
 }
 
 #[cfg(test)]
@@ -55,11 +55,9 @@ mod tests {
 
     #[test]
     fn names_and_numbers_are_told() {
-        assert_eq!(number_of("root:x:0:0::/root:/bin/sh\nweb:x:33:33::/:/bin/sh\n", "web"), Some(33));
-        assert_eq!(number_of("web\n:x:5:\nx:y:z:\n", "web"), None);
         assert_eq!((user("root").unwrap(), group("root").unwrap(), user("4711").unwrap()), (0, 0, 4711));
         let message = user("no such user").unwrap_err().to_string();
-        assert!(message.starts_with("there is no user \"no such user\" in /etc/passwd"), "{message}");
-        assert!(user("4294967295").is_err());
+        assert_eq!(message, "there is no user \"no such user\" on this node");
+        assert!(user("4294967295").is_err() && group("a\0b").is_err());
     }
 }

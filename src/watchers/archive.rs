@@ -6,11 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use notify::{RecursiveMode, Watcher as _};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::archive::{Fetcher, unpack, verify_directory};
 use crate::digest::Sha256Digest;
@@ -19,6 +18,7 @@ use crate::machine::watcher::{
     Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, schema_of,
 };
 use crate::names::MachineName;
+use crate::notices::{Following, Notices};
 use crate::spec::{Credentials, Source};
 
 use super::governed::{Governed, five_minutes};
@@ -81,6 +81,9 @@ static PLACES: Semaphore = Semaphore::const_new(4);
 
 /// After a change on disk this passes before the check, as most changes are several.
 const SETTLE: Duration = Duration::from_millis(300);
+
+/// So many directories of a copy are followed; what changes in others is found by the interval.
+const MAXIMUM_FOLLOWED: usize = 1_024;
 
 /// The name of the list of checksums, as the archives of this project have it.
 const LIST_NAME: &str = "SHA256SUMS";
@@ -402,13 +405,12 @@ impl Watcher for Watched {
         }
     }
 
-    fn timeout(&self) -> Duration {
-        self.properties.timeout + self.governed.patience()
+    fn fires_on_entry(&self) -> bool {
+        true
     }
 
-    fn left(&self) -> Option<Report> {
-        self.governed.left();
-        None
+    fn timeout(&self) -> Duration {
+        self.properties.timeout + self.governed.patience()
     }
 
     fn looks_up(&self) -> Vec<String> {
@@ -417,26 +419,34 @@ impl Watcher for Watched {
         paths
     }
 
-    fn observe(&self, _context: &Context, signal: Signal) -> Option<Background> {
-        let mut place = self.place.subscribe();
+    fn observe(&self, context: &Context, signal: Signal) -> Option<Background> {
+        let (mut place, notices) = (self.place.subscribe(), context.services.notices.clone());
         Some(Box::pin(async move {
-            let changed = Arc::new(Notify::new());
-            let mut watching = None;
+            let mut following = None;
             loop {
-                tokio::select! {
+                let has_changed = tokio::select! {
                     moved = place.changed() => {
                         if moved.is_err() {
                             return;
                         }
-                        let link = place.borrow_and_update().clone();
-                        // What was watched before goes first: it may be the same directory.
-                        drop(watching.take());
-                        watching = link.and_then(|link| observed(&link, &changed));
+                        false
                     }
-                    () = changed.notified(), if watching.is_some() => {
+                    () = change(following.as_ref()) => {
                         tokio::time::sleep(SETTLE).await;
-                        signal.check();
+                        true
                     }
+                };
+                let link = place.borrow_and_update().clone();
+                let (notices, before) = (notices.clone(), following.take());
+                // Anew also after a change: there may be other directories now.
+                let followed = tokio::task::spawn_blocking(move || {
+                    let now = link.and_then(|link| follow(&notices, &link));
+                    drop(before);
+                    now
+                });
+                following = followed.await.ok().flatten();
+                if has_changed {
+                    signal.check();
                 }
             }
         }))
@@ -452,24 +462,38 @@ impl Watcher for Watched {
     }
 }
 
-/// Tells of changes to the link, and to all below where it leads. Without it the interval finds them.
-fn observed(link: &Path, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let target = link.parent()?.to_owned();
-    let (own, copy) = (link.to_owned(), std::fs::canonicalize(link).ok());
-    let changed = Arc::clone(changed);
-    let inside = copy.clone();
-    let is_ours = move |path: &PathBuf| *path == own || inside.as_ref().is_some_and(|copy| path.starts_with(copy));
-    let handler = move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(&is_ours)) {
-            changed.notify_one();
+async fn change(following: Option<&Following>) {
+    match following {
+        Some(following) => following.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Follows the link, and all below where it leads. Where that fails, the interval finds changes.
+fn follow(notices: &Notices, link: &Path) -> Option<Following> {
+    let followed = notices.follow_entry(link).and_then(|mut following| {
+        let copy = std::fs::canonicalize(link).ok();
+        for directory in copy.map(directories).unwrap_or_default() {
+            following.also(&directory)?;
         }
-    };
-    let watched = notify::recommended_watcher(handler).and_then(|mut watcher| {
-        watcher.watch(&target, RecursiveMode::NonRecursive)?;
-        if let Some(copy) = &copy {
-            watcher.watch(copy, RecursiveMode::Recursive)?;
-        }
-        Ok(watcher)
+        Ok(following)
     });
-    watched.map_err(|error| tracing::debug!("{}: changes are found by the interval only: {error}", link.display())).ok()
+    followed
+        .map_err(|error| tracing::debug!("{}: changes are found by the interval only: {error}", link.display()))
+        .ok()
+}
+
+/// A directory and those below it.
+fn directories(top: PathBuf) -> Vec<PathBuf> {
+    let mut found = vec![top];
+    let mut looked_at = 0;
+    while let Some(directory) = found.get(looked_at) {
+        let below = crate::fs::list(directory).unwrap_or_default().into_iter();
+        let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let below: Vec<PathBuf> = below.map(|entry| entry.path()).collect();
+        let room = MAXIMUM_FOLLOWED.saturating_sub(found.len());
+        found.extend(below.into_iter().take(room));
+        looked_at += 1;
+    }
+    found
 }

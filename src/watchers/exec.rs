@@ -262,11 +262,6 @@ impl Watcher for Exec {
         self.properties.timeout + Duration::from_secs(10) + self.governed.patience()
     }
 
-    fn left(&self) -> Option<Report> {
-        self.governed.left();
-        None
-    }
-
     fn looks_up(&self) -> Vec<String> {
         let templates = std::iter::once(&self.properties.command).chain(&self.properties.environment);
         let mut paths: Vec<String> = templates.flat_map(|template| template.lookups().to_vec()).collect();

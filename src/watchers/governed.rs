@@ -4,8 +4,6 @@
 
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
 use crate::governor::Slot;
 use crate::machine::problem::Problem;
 use crate::machine::template::Template;
@@ -24,8 +22,6 @@ pub fn five_minutes() -> Duration {
 pub struct Governed {
     governor: Option<Template>,
     patience: Duration,
-    /// Ends the waiting.
-    over: Notify,
 }
 
 impl Governed {
@@ -48,7 +44,7 @@ impl Governed {
         if !(Duration::from_secs(1)..=LONGEST).contains(&patience) {
             problems.push(context.fault("governor_timeout", "governor_timeout must be 1s to 12h"));
         }
-        Self { governor, patience, over: Notify::new() }
+        Self { governor, patience }
     }
 
     /// Waits for a slot; `None` without a governor. The error is the report of a check that may not act.
@@ -60,11 +56,13 @@ impl Governed {
         let services = &context.services;
         let holder = format!("{}#{} @ {}", context.definition.name, context.watcher, services.node.identity);
         tokio::select! {
+            // First, so that nothing is done in a state that it is not for.
+            biased;
+            () = check.stay.clone().ended() => Err(Report::new("skipped")),
             slot = services.governors.enter(&name, &holder, self.patience) => match slot {
                 Ok(slot) => Ok(Some(slot)),
                 Err(error) => Err(Report::error(crate::errors::chain(&error))),
             },
-            () = self.over.notified() => Err(Report::new("skipped")),
         }
     }
 
@@ -77,10 +75,5 @@ impl Governed {
     /// GJSON paths that the governor's name looks up.
     pub fn looks_up(&self) -> Vec<String> {
         self.governor.as_ref().map(|governor| governor.lookups().to_vec()).unwrap_or_default()
-    }
-
-    /// The machine left the states in which the watcher works: who waits for a slot waits no longer.
-    pub fn left(&self) {
-        self.over.notify_waiters();
     }
 }

@@ -279,6 +279,10 @@ impl Watcher for Kv {
         }
     }
 
+    fn fires_on_entry(&self) -> bool {
+        self.properties.on_successful_get
+    }
+
     fn timeout(&self) -> Duration {
         Duration::from_secs(30)
     }

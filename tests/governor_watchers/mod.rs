@@ -212,6 +212,19 @@ async fn a_state_that_is_left_and_a_machine_that_is_stopped_end_the_waiting() {
 }
 
 #[tokio::test]
+async fn a_state_that_is_left_before_the_waiting_begins_ends_it_too() {
+    let governed = Governed::new().await;
+    let slot = governed.hold().await;
+    let handle = governed.spawn("exec", "command: touch ran\n");
+    // The machine takes this in the same breath in which it starts the check, which has not begun then.
+    handle.remote.transition("good").await.unwrap();
+    slot.leave().await;
+    assert_eq!(checked(&handle).await.outcome, "skipped");
+    assert!(!governed.lab.machine_directory("runner").join("ran").exists());
+    governed.free().await;
+}
+
+#[tokio::test]
 async fn a_machine_that_stops_while_its_command_runs_leaves_the_slot() {
     let governed = Governed::new().await;
     let handle = governed.spawn("exec", "command: sleep 30\ntimeout: 1m\n");

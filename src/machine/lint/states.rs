@@ -57,9 +57,9 @@ fn spinning(model: &Model<'_>, findings: &mut Findings) {
     let mut at_once: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     let mut everywhere: BTreeMap<usize, usize> = BTreeMap::new();
     for (index, (acting, built)) in model.watchers.iter().zip(model.built).enumerate() {
-        let Some((kind, watcher)) = built else { continue };
+        let Some((_, watcher)) = built else { continue };
         let interval = model.definition.watchers.get(index).and_then(|watcher| watcher.interval);
-        if interval.or(kind.default_interval).is_some() || !watcher.fires_on_entry() {
+        if interval.is_some() || !watcher.fires_on_entry() {
             continue;
         }
         for event in &acting.fires {
