@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -56,24 +57,47 @@ impl Drop for Daemon {
     }
 }
 
-/// A daemon that runs the examples as an operator's own machines.
+/// What the examples call on a node, made harmless: each call is noted, and tells what the scene needs. No test may
+/// restart a service or write below `/etc` of the machine it runs on.
+const FAKES: [(&str, &str); 6] = [
+    ("systemctl", "case $1 in is-active) exit 3;; esac"),
+    ("logger", ""),
+    ("curl", ""),
+    ("openssl", "echo 'notAfter=Jan  1 00:00:00 2100 GMT'"),
+    ("tar", "exit 1"),
+    ("install", "cat \"$3\" >> \"$CALLS\""),
+];
+
+/// A daemon that runs copies of the examples as an operator's own machines.
 fn start() -> Daemon {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
+    for example in examples() {
+        let copy = path("local").join(example.file_name().unwrap());
+        std::fs::create_dir_all(&copy).unwrap();
+        for file in std::fs::read_dir(example).unwrap().map(|entry| entry.unwrap()) {
+            std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+    }
+    std::fs::create_dir(path("bin")).unwrap();
+    for (name, body) in FAKES {
+        let program = path("bin").join(name);
+        let calls = path("calls").display().to_string();
+        std::fs::write(&program, format!("#!/bin/sh\nCALLS='{calls}'\necho {name} \"$@\" >> \"$CALLS\"\n{body}\n"))
+            .unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let settings = format!(
         "state_dir = {:?}\nlocal_dir = {:?}\nfacts = []\n[sync]\nenabled = false\n[control]\nsocket = {:?}\n",
         path("state"),
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("machines/examples"),
+        path("local"),
         path("socket"),
     );
     std::fs::write(path("machinesd.toml"), settings).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_machinesd"))
-        .args(["run", "--config"])
-        .arg(path("machinesd.toml"))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    Daemon { child, directory }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_machinesd"));
+    child.args(["run", "--config"]).arg(path("machinesd.toml")).stderr(Stdio::null());
+    child.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", path("bin").display()));
+    Daemon { child: child.spawn().unwrap(), directory }
 }
 
 impl Daemon {
@@ -84,6 +108,46 @@ impl Daemon {
             .output()
             .unwrap();
         serde_json::from_slice(&output.stdout).ok()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `mms` with the daemon's own store.
+    fn mms(&self, arguments: &[&str]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mms"));
+        command.args(arguments).env("MACHINES_KV", format!("local:{}", self.path("state/kv.db").display()));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Waits until a machine is in a state.
+    fn state(&self, machine: &str, state: &str) {
+        self.until(&format!("{machine} in {state}"), || {
+            let status = self.status()?;
+            let mut machines = status["machines"].as_array()?.iter().map(|report| &report["machine"]);
+            machines.find(|found| found["name"] == machine && found["state"] == state).map(|_| ())
+        });
+    }
+
+    /// Waits until the fakes were called like this.
+    fn called(&self, line: &str) {
+        self.until(line, || {
+            let calls = std::fs::read_to_string(self.path("calls")).ok()?;
+            calls.contains(line).then_some(())
+        });
+    }
+
+    fn until<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(found) = look() {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("no {what:?} within {PATIENCE:?}: {:#?}", self.status());
     }
 
     /// Waits until a machine's watcher has had a good check, and gives that watcher's status.
@@ -123,4 +187,27 @@ fn hello_greets_and_facts_gathers() {
         std::thread::sleep(Duration::from_millis(20));
     };
     assert!(data["kernel"].is_string() && data["uptime_seconds"].is_number(), "{data}");
+}
+
+#[test]
+fn the_others_do_what_their_comments_say() {
+    let daemon = start();
+    daemon.state("certificate", "OK");
+    daemon.state("registration", "UP");
+    daemon.mms(&["kv", "add", "CHORIA_SERVICES", "--ttl", "1m"]);
+    daemon.mms(&["kv", "add", "CONFIGURATION"]);
+    daemon.mms(&["kv", "put", "CONFIGURATION", "ntp", r#"{"servers": ["a.example.net"]}"#]);
+    daemon.called("server a.example.net iburst");
+    daemon.called("systemctl try-restart ntp.service");
+    daemon.state("service_keeper", "ALARM");
+    daemon.called("logger -p daemon.alert service_keeper: cron.service does not run");
+    let calls = std::fs::read_to_string(daemon.path("calls")).unwrap();
+    assert_eq!(calls.matches("systemctl restart cron.service").count(), 3, "{calls}");
+    let status = daemon.status().unwrap();
+    let running: Vec<_> =
+        status["machines"].as_array().unwrap().iter().map(|report| &report["machine"]["name"]).collect();
+    for example in examples() {
+        let name = example.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(running.iter().any(|running| **running == *name), "{name} does not run: {running:?}");
+    }
 }

@@ -221,3 +221,18 @@ fn the_examples_keep_their_scenarios() {
         assert!(said.contains(&format!("holds  {name}: ")), "{name} has no scenario:\n{said}");
     }
 }
+
+/// Authors commit what is in their sources; a file that a test made would be packed and published with them.
+#[test]
+fn a_test_leaves_nothing_in_the_directory_of_the_machine() {
+    let place = Place::new("scenarios: [{name: writes, steps: [{after: 1m, expect: {state: WELL}}]}]");
+    std::fs::write(
+        place.path().join("machine.yaml"),
+        "name: writer\nversion: 1.0.0\ninitial_state: WELL\ntransitions: [{name: stay, from: [WELL], destination: WELL}]\n\
+         watchers: [{name: file, type: file, interval: 5s, properties: {path: made.conf, contents: made}}]\n",
+    )
+    .unwrap();
+    let (code, said, faults) = run(place.path(), &[]);
+    assert_eq!(code, Some(0), "{said}{faults}");
+    assert!(!place.path().join("made.conf").exists());
+}

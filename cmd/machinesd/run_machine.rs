@@ -21,6 +21,8 @@ use crate::narrator::{self, Narrator};
 use crate::run::runtime;
 use crate::shared::{Failure, definition, line, note, styled};
 
+/// A server that was named and has not answered by then is not there.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 const MAXIMUM_JSON_BYTES: u64 = 16 * 1024 * 1024;
 /// Machines that have not ended by then are killed with the process.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
@@ -101,6 +103,7 @@ async fn live(root: &Path, facts: Option<Value>, nats: Option<&str>, narrator: &
         node.set_facts(facts);
     }
     let store = open(root, nats).await?;
+    answered(&*store, CONNECT_PATIENCE).await?;
     let fetcher = Arc::new(Fetcher::new(FetchSettings::default(), Some(Arc::clone(&store)))?);
     let bus = Bus::default();
     let mut events = bus.listen();
@@ -147,6 +150,19 @@ async fn open(root: &Path, nats: Option<&str>) -> Result<Arc<dyn Store>, Failure
         None => ConnectionSettings::local(root.join("kv.db"), CreateDatabase::Yes),
     };
     Ok(kv::open(&settings).await?)
+}
+
+/// Waits for the server, as nothing would tell later why keys and governors are not there.
+async fn answered(store: &dyn Store, patience: Duration) -> Result<(), Failure> {
+    let deadline = tokio::time::Instant::now() + patience;
+    while !store.connection().connected {
+        if tokio::time::Instant::now() >= deadline {
+            let connection = store.connection();
+            return Err(format!("{} did not answer: {}", connection.url, connection.detail).into());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Transitions are in the log already.

@@ -11,6 +11,8 @@ use crate::store;
 
 /// A server that has not answered by then is not there.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Who reads the list must know that it has a hole: NATS keeps no events for those who are away.
+const INTERRUPTED: &str = "The connection is lost and tried again; what is published meanwhile is missing here.";
 const LOOK: Duration = Duration::from_millis(50);
 
 pub async fn follow(url: Option<&str>, wanted: &Wanted) -> Result<(), Failure> {
@@ -23,7 +25,8 @@ pub async fn follow(url: Option<&str>, wanted: &Wanted) -> Result<(), Failure> {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !store.connection().connected {
         if tokio::time::Instant::now() >= deadline {
-            return Err(format!("{} did not answer", store.connection().url).into());
+            let connection = store.connection();
+            return Err(format!("{} did not answer: {}", connection.url, connection.detail).into());
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -33,8 +36,21 @@ pub async fn follow(url: Option<&str>, wanted: &Wanted) -> Result<(), Failure> {
     client.flush().await?;
     note("Following; Ctrl-C ends it.");
     let mut events = futures_util::stream::select(states, transitions);
-    while let Some(message) = events.next().await {
-        wanted.print(&message.payload);
+    let mut connected = true;
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            message = events.next() => match message {
+                Some(message) => wanted.print(&message.payload),
+                None => return Ok(()),
+            },
+            _ = look.tick() => {
+                let connection = store.connection();
+                if connection.connected != connected {
+                    connected = connection.connected;
+                    note(if connected { "Connected again." } else { INTERRUPTED });
+                }
+            }
+        }
     }
-    Ok(())
 }

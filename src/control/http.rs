@@ -147,5 +147,6 @@ pub(super) async fn body<T: serde::de::DeserializeOwned>(request: Request<Incomi
         }
         refuse(StatusCode::BAD_REQUEST, error.to_string())
     })?;
-    serde_json::from_slice(&bytes.to_bytes()).map_err(|error| refuse(StatusCode::BAD_REQUEST, error.to_string()))
+    serde_json::from_slice(&bytes.to_bytes())
+        .map_err(|error| refuse(StatusCode::BAD_REQUEST, format!("the request can't be read as JSON: {error}")))
 }

@@ -228,7 +228,12 @@ async fn answer(api: Arc<Api>, gate: Arc<Gate>, request: Request<Incoming>) -> R
             Ok(_) => only("GET, HEAD, POST"),
         };
     }
-    refuse(StatusCode::NOT_FOUND, format!("there is no {path}"))
+    refuse(
+        StatusCode::NOT_FOUND,
+        format!(
+            "there is no {path} here; there are /metrics, {METRIC_PATH}MACHINE/WATCHER and {SWITCH_PATH}MACHINE/WATCHER"
+        ),
+    )
 }
 
 fn only(methods: &'static str) -> Response<Body> {

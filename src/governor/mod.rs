@@ -23,12 +23,17 @@ use crate::duration::format;
 use crate::kv::KvError;
 use crate::names::GovernorName;
 
+/// How long somebody waited, to the millisecond: more digits are noise.
+fn rounded(waited: Duration) -> String {
+    format(Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)))
+}
+
 /// Why there is no slot.
 #[derive(Debug, thiserror::Error)]
 pub enum GovernorError {
     #[error(
         "could not get a slot of governor \"{name}\" within {}: all are taken; `mms governor view {name}` shows by whom",
-        format(*waited)
+        rounded(*waited)
     )]
     Full { name: GovernorName, waited: Duration },
     #[error("could not get a slot of governor \"{name}\"")]
@@ -37,7 +42,7 @@ pub enum GovernorError {
         #[source]
         source: KvError,
     },
-    #[error("could not get a slot of governor \"{name}\" within {}: the store did not answer", format(*waited))]
+    #[error("could not get a slot of governor \"{name}\" within {}: the store did not answer", rounded(*waited))]
     NoAnswer { name: GovernorName, waited: Duration },
     #[error("could not get a slot of governor \"{name}\": there are no governors here")]
     None { name: GovernorName },

@@ -123,6 +123,8 @@ pub struct Services {
     pub archive_limits: crate::archive::Limits,
     /// `None` where no specification is managed, for example for `run-machine`.
     pub sync: Option<Arc<Reconciler>>,
+    /// The machines' directories are another's, and are only read, as those are that sync installs.
+    pub directories_are_foreign: bool,
     /// The keys of the settings or of the binary; they override those of a machine.
     pub trust: Option<Trust>,
     /// Limits on how many do something at once.
@@ -151,6 +153,7 @@ impl Services {
             fetcher,
             archive_limits: crate::archive::Limits::default(),
             sync: None,
+            directories_are_foreign: false,
             trust: None,
             commands: Arc::new(process::System::default()),
             clock: Clock::System,

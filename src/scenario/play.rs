@@ -132,6 +132,8 @@ impl Stage {
             clock: Clock::starting_at(scenario.start),
             chance: Chance::Longest,
             commands: Arc::clone(&answers) as _,
+            // A test must leave nothing in the author's sources.
+            directories_are_foreign: true,
             governors: Arc::new(Grants { full: scenario.full_governors.clone() }),
             ..Services::new(Arc::clone(&node), store, Arc::new(fetcher))
         });

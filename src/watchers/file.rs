@@ -198,7 +198,8 @@ impl File {
 /// The directories in which a path is looked for, in order; new files are made in the first one.
 fn bases(context: &Context) -> Vec<PathBuf> {
     let store = context.services.sync.as_ref().map(|sync| sync.store_directory());
-    if store.is_some_and(|store| context.directory.starts_with(store)) {
+    let installed = store.is_some_and(|store| context.directory.starts_with(store));
+    if installed || context.services.directories_are_foreign {
         vec![context.data_directory.clone(), context.directory.clone()]
     } else {
         vec![context.directory.clone()]

@@ -69,7 +69,8 @@ pub enum GovernorCommand {
         /// The governor.
         #[arg(value_parser = GovernorName::new)]
         name: GovernorName,
-        /// The slot, as governor view shows it.
+        /// The slot: the number that governor view shows.
+        #[arg(value_name = "SLOT")]
         sequence: u64,
     },
     /// Free all slots of a governor; no holder is stopped by that.

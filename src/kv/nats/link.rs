@@ -2,7 +2,7 @@
 //! failure told in words that help. In: settings. Out: answers of the server, and the health of the connection, which
 //! watches follow.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -270,14 +270,24 @@ fn observe(
     failure: Arc<Mutex<Option<Failure>>>,
 ) -> ConnectOptions {
     let (failure_of_events, changed_by_events) = (Arc::clone(&failure), Arc::clone(&changed));
+    let lost = AtomicBool::new(false);
     options
         .event_callback(move |event| {
             match event {
                 Event::Connected => {
+                    if lost.swap(false, Ordering::Relaxed) {
+                        tracing::info!("connected to the NATS server again");
+                    }
                     *failure_of_events.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     changed_by_events.send_modify(|count| *count += 1);
                 }
-                Event::Disconnected | Event::Closed => changed_by_events.send_modify(|count| *count += 1),
+                Event::Disconnected => {
+                    if !lost.swap(true, Ordering::Relaxed) {
+                        tracing::warn!("the connection to the NATS server is lost; it is tried again until it is back");
+                    }
+                    changed_by_events.send_modify(|count| *count += 1);
+                }
+                Event::Closed => changed_by_events.send_modify(|count| *count += 1),
                 Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
                 _ => {}
             }
