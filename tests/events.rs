@@ -222,20 +222,8 @@ async fn a_plain_subscriber_gets_every_kind_as_a_cloud_event_with_the_fields_of_
     let bus = Bus::default();
     let _carrier = tokio::spawn(nats::publish(bus.clone(), connect(&server).await));
     bus.publish(transition());
-    // The states and transitions for which the examples of kinds ask by name.
     for kind in KINDS {
-<<<<<<< HEAD
         let text = machine(kind);
-=======
-        let properties: String = kind.example.lines().map(|line| format!("      {line}\n")).collect();
-        let text = format!(
-            "name: facts\nversion: 1.0.0\ninitial_state: BUSY\ntransitions: [{{name: go, from: [BUSY], destination: IDLE}}, \
-             {{name: OK, from: [BUSY], destination: BUSY}}, {{name: WARNING, from: [BUSY], destination: BUSY}}, \
-             {{name: CRITICAL, from: [BUSY], destination: BUSY}}, {{name: UNKNOWN, from: [BUSY], destination: BUSY}}]\n\
-             watchers:\n  - name: it\n    type: {}\n    properties:\n{properties}",
-            kind.name
-        );
->>>>>>> checker2
         let built = engine::build(&text).unwrap();
         let seen = Seen { outcome: "unknown", run_time: Duration::from_millis(5) };
         let fields: Map<String, Value> = built[0].1.event_fields(&seen);
