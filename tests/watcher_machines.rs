@@ -24,6 +24,7 @@ const FORMS: [(&str, Form); 2] = [("machines", Form::Machines), ("plugins", Form
 async fn lab(node: &Arc<Reconciler>, trust: Option<Trust>) -> Lab {
     let mut lab = Lab::new().await;
     let sync = Some(Arc::clone(node));
+    let trust = machines::spec::TrustInForce::new(trust);
     lab.services = Arc::new(Services { sync, trust, ..Services::clone(&lab.services) });
     lab
 }

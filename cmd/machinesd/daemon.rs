@@ -1,4 +1,4 @@
-//! The daemon put together from its rooms: opened once, then run, reloaded and stopped.
+//! The daemon put together from its rooms: opened once, then run, changed piece by piece, and stopped.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,20 +7,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 use machines::archive::Fetcher;
 use machines::config::Settings;
-use machines::control::listener::{self, Token};
+use machines::control::listener;
 use machines::control::metrics;
-use machines::control::server::{self, Api, Listener, SyncApi};
+use machines::control::server::{self, Api, Following, Listener, SyncApi};
 use machines::events::{self, Bus};
 use machines::governor::{Governors, StoreGovernors};
 use machines::host::built_in::{ManagerSettings, definitions};
 use machines::host::{self, HostHandle};
 use machines::journal::Journal;
 use machines::kv::Store;
+use machines::machine::definition::Definition;
 use machines::machine::panel::Panel;
 use machines::machine::watcher::Services;
 use machines::node::Node;
-use machines::spec::Trust;
+use machines::spec::{Trust, TrustInForce};
 use machines::sync::{Purge, Reconciler, Settings as SyncSettings};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::shared::Failure;
@@ -95,53 +97,62 @@ pub async fn listen(settings: &Settings) -> Result<Option<listener::Listener>, l
     }
 }
 
+/// What a reload may exchange by itself.
+struct Served {
+    listener: listener::Listener,
+    task: JoinHandle<()>,
+}
+
 /// A running daemon.
 pub struct Daemon {
     pub host: HostHandle,
     parts: Parts,
     host_task: JoinHandle<()>,
+    /// What goes on for as long as the daemon does.
     tasks: Vec<JoinHandle<()>>,
+    facts: JoinHandle<()>,
+    http: Option<Served>,
+    textfiles: Option<JoinHandle<()>>,
+    panel: Arc<Panel>,
+    trust: TrustInForce,
+    following: watch::Sender<Following>,
     started: Timestamp,
-    token: Option<Token>,
 }
 
 impl Daemon {
     /// Starts to run machines and to answer on the control socket.
     pub async fn start(settings: &Settings, parts: Parts) -> Result<Self, Failure> {
         let http = listen(settings).await?;
-        Self::start_with(settings, parts, http).await
-    }
-
-    async fn start_with(settings: &Settings, parts: Parts, http: Option<listener::Listener>) -> Result<Self, Failure> {
         let listener = server::listen(&settings.socket).await?;
-        let started = Timestamp::now();
         let mut tasks = Vec::new();
         if let Some(client) = parts.store.nats() {
             tasks.push(tokio::spawn(events::nats::publish(parts.bus.clone(), client)));
         }
-        tasks.push(tokio::spawn(machines::node::follow(Arc::clone(&parts.node), settings.facts.clone())));
         let panel = Arc::new(Panel::default());
-        let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel))?;
-        let token = http.as_ref().and_then(|http| http.token().cloned());
-        let mut daemon = Self { host, parts, host_task, tasks, started, token };
+        let trust = TrustInForce::new(trust_of_all(settings));
+        let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel), trust.clone())?;
+        let facts = tokio::spawn(machines::node::follow(Arc::clone(&parts.node), settings.facts.clone()));
+        let mut daemon = Self {
+            host,
+            parts,
+            host_task,
+            tasks,
+            facts,
+            http: None,
+            textfiles: None,
+            panel,
+            trust,
+            following: watch::Sender::new(following(settings)),
+            started: Timestamp::now(),
+        };
         daemon.serve(settings, listener);
-        if let Some(http) = http {
-            daemon.serve_http(settings, http, Arc::clone(&panel));
-        }
-        if let Some(directory) = settings.textfile_directory.clone() {
-            daemon.tasks.push(tokio::spawn(async move { metrics::write_files(panel, &directory).await }));
-        }
+        daemon.serve_http(settings, http).await;
+        daemon.write_textfiles(settings).await;
         Ok(daemon)
     }
 
     fn serve(&mut self, settings: &Settings, listener: Listener) {
-        let sync = settings.sync.enabled.then(|| SyncApi {
-            reconciler: Arc::clone(&self.parts.reconciler),
-            bucket: settings.sync.bucket.clone(),
-            key: settings.sync.key.clone(),
-            trust: settings.trust.clone(),
-            purge: purge(settings),
-        });
+        let reconciler = || Arc::clone(&self.parts.reconciler);
         let api = Api {
             identity: self.parts.node.identity.clone(),
             started: self.started,
@@ -149,7 +160,10 @@ impl Daemon {
             host: self.host.clone(),
             bus: self.parts.bus.clone(),
             journal: self.parts.journal.clone(),
-            sync,
+            sync: settings
+                .sync
+                .enabled
+                .then(|| SyncApi { reconciler: reconciler(), following: self.following.subscribe() }),
         };
         self.tasks.push(tokio::spawn(server::serve(listener, Arc::new(api))));
     }
@@ -159,57 +173,81 @@ impl Daemon {
         self.parts.node.set_facts(node.facts().value().clone())
     }
 
-    fn serve_http(&mut self, settings: &Settings, listener: listener::Listener, panel: Arc<Panel>) {
+    /// Follows other facts files.
+    pub async fn follow_facts(&mut self, settings: &Settings) {
+        let task = tokio::spawn(machines::node::follow(Arc::clone(&self.parts.node), settings.facts.clone()));
+        ended(std::mem::replace(&mut self.facts, task)).await;
+    }
+
+    /// The HTTP listener, if there is one.
+    pub fn http(&self) -> Option<&listener::Listener> {
+        self.http.as_ref().map(|served| &served.listener)
+    }
+
+    /// Answers there from now on, and nowhere else. Connections of before end: nothing may go on with the token of before.
+    pub async fn serve_http(&mut self, settings: &Settings, listener: Option<listener::Listener>) {
+        if let Some(served) = self.http.take() {
+            ended(served.task).await;
+        }
+        let Some(listener) = listener else { return };
         let api = listener::Api {
             started: self.started,
             store: Arc::clone(&self.parts.store),
             host: self.host.clone(),
-            panel,
+            panel: Arc::clone(&self.panel),
             delivery: self.parts.bus.delivery(),
             sync: settings.sync.enabled.then(|| Arc::clone(&self.parts.reconciler)),
         };
-        self.tasks.push(tokio::spawn(listener::serve(listener, Arc::new(api))));
+        let task = tokio::spawn(listener::serve(listener.clone(), Arc::new(api)));
+        self.http = Some(Served { listener, task });
     }
 
-    /// Whether this is the token that the HTTP listener takes already.
-    pub fn takes(&self, token: Option<&Token>) -> bool {
-        self.token.as_ref() == token
+    /// Writes the files for `node_exporter` where the settings want them, and takes away those of before.
+    pub async fn write_textfiles(&mut self, settings: &Settings) {
+        if let Some(task) = self.textfiles.take() {
+            ended(task).await;
+        }
+        let panel = Arc::clone(&self.panel);
+        self.textfiles = settings
+            .textfile_directory
+            .clone()
+            .map(|directory| tokio::spawn(async move { metrics::write_files(panel, &directory).await }));
     }
 
-    /// Takes new settings. Machines are stopped and started again with them; the store and the state stay open. `http` is
-    /// the listener, if it is bound already.
-    pub async fn reload(mut self, settings: &Settings, http: Option<listener::Listener>) -> Result<Self, Failure> {
-        self.end().await;
-        let http = match http {
-            Some(http) => Some(http),
-            // The machines are worth more than a listener.
-            None => listen(settings).await.unwrap_or_else(|error| {
-                tracing::error!("there is no HTTP listener: {}", machines::errors::chain(&error));
-                None
-            }),
-        };
-        Self::start_with(settings, self.parts, http).await
+    /// Trusts whom the settings trust. What was accepted is judged anew at once; no machine is started again for it.
+    pub fn set_trust(&self, settings: &Settings) {
+        self.following.send_replace(following(settings));
+        self.trust.set(trust_of_all(settings));
+    }
+
+    /// Follows the specification as the settings want it: only the machine that does so starts again.
+    pub fn set_manager(&self, settings: &Settings, built_in: Vec<Arc<Definition>>) {
+        self.following.send_replace(following(settings));
+        self.host.set_built_in(built_in);
     }
 
     /// Stops the machines and waits for them, within limits.
     pub async fn stop(mut self) {
-        self.end().await;
-    }
-
-    async fn end(&mut self) {
         if tokio::time::timeout(STOP_PATIENCE, self.host.stop()).await.is_err() {
             tracing::warn!("some machines did not stop in time");
         }
         self.parts.governors.settle(SLOT_PATIENCE).await;
-        self.host_task.abort();
-        for task in &self.tasks {
-            task.abort();
-        }
-        futures_util::future::join_all(self.tasks.drain(..)).await;
+        let own = [self.host_task, self.facts].into_iter();
+        let all = own.chain(self.tasks.drain(..)).chain(self.textfiles).chain(self.http.map(|served| served.task));
+        futures_util::future::join_all(all.map(ended).collect::<Vec<_>>()).await;
     }
 }
 
-fn start_host(settings: &Settings, parts: &Parts, panel: Arc<Panel>) -> Result<(HostHandle, JoinHandle<()>), Failure> {
+async fn ended(task: JoinHandle<()>) {
+    task.abort();
+    _ = task.await;
+}
+
+/// The built-in machines as the settings want them.
+///
+/// # Errors
+/// Never for the machines of this repository.
+pub fn built_in(settings: &Settings) -> Result<Vec<Arc<Definition>>, Failure> {
     let manager = settings.sync.enabled.then(|| ManagerSettings {
         bucket: settings.sync.bucket.clone(),
         key: settings.sync.key.clone(),
@@ -217,11 +255,32 @@ fn start_host(settings: &Settings, parts: &Parts, panel: Arc<Panel>) -> Result<(
         manage_interval: settings.sync.manage_interval,
         purge_unknown: settings.sync.purge_unknown,
     });
-    // Without keys in the settings or the binary, those in a machine's own properties count.
-    let trust = match &settings.trust {
+    Ok(definitions(manager.as_ref())?)
+}
+
+fn following(settings: &Settings) -> Following {
+    Following {
+        bucket: settings.sync.bucket.clone(),
+        key: settings.sync.key.clone(),
+        trust: settings.trust.clone(),
+        purge: purge(settings),
+    }
+}
+
+/// Without keys in the settings or the binary, those in a machine's own properties count.
+fn trust_of_all(settings: &Settings) -> Option<Trust> {
+    match &settings.trust {
         Trust::Unsigned => None,
         keys @ Trust::Keys(_) => Some(keys.clone()),
-    };
+    }
+}
+
+fn start_host(
+    settings: &Settings,
+    parts: &Parts,
+    panel: Arc<Panel>,
+    trust: TrustInForce,
+) -> Result<(HostHandle, JoinHandle<()>), Failure> {
     let services = Services {
         archive_limits: settings.archive.clone(),
         sync: settings.sync.enabled.then(|| Arc::clone(&parts.reconciler)),
@@ -234,7 +293,7 @@ fn start_host(settings: &Settings, parts: &Parts, panel: Arc<Panel>) -> Result<(
         local_directory: Some(settings.local_dir.clone()),
         managed_directory: settings.sync.enabled.then(|| parts.reconciler.machines_directory().to_owned()),
         data_directory: data_directory(&settings.state_dir),
-        built_in: definitions(manager.as_ref())?,
+        built_in: built_in(settings)?,
         kinds: machines::watchers::KINDS,
         services: Arc::new(services),
         bus: parts.bus.clone(),

@@ -10,6 +10,7 @@ mod graph;
 mod logging;
 mod narrator;
 mod once;
+mod reload;
 mod run;
 mod run_machine;
 mod sarif;

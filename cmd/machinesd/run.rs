@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use machines::config::{ConfigError, File, Settings};
-use machines::control::listener;
 use machines::host::HostHandle;
 use machines::host::built_in::COMPILED_PUBLIC_KEY;
 use machines::spec::Trust;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::daemon::{Daemon, Parts, discover, listen};
+use crate::daemon::{Daemon, Parts};
 use crate::logging::{self, LevelHandle};
+use crate::reload::reload;
 use crate::shared::Failure;
 
 /// Threads that run machines; what blocks has threads of its own. More would cost memory and gain nothing.
@@ -81,68 +81,13 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
     let mut daemon = Daemon::start(&settings, parts).await?;
     announce(&settings);
     notify(&[NotifyState::Ready]);
-    let mut watchdog = tokio::spawn(feed_watchdog(daemon.host.clone()));
+    let watchdog = tokio::spawn(feed_watchdog(daemon.host.clone()));
     loop {
         match signals.next().await {
             Asked::Stop => break,
             Asked::Reload => {}
         }
-        tracing::info!("reading the settings again");
-        let next = match load(file) {
-            Ok(next) => next,
-            Err(Failure::Usage(error) | Failure::Error(error)) => {
-                tracing::error!("the settings in force stay: {}", machines::errors::chain(&*error));
-                continue;
-            }
-            Err(Failure::Negative | Failure::Code(_)) => continue,
-        };
-        if needs_restart(&settings, &next) {
-            tracing::error!(
-                "the settings in force stay: identity, state_dir, [kv], [fetch], [archive], [control], [sync] \
-                 hold_removals_over and [log] format change only with a restart"
-            );
-            continue;
-        }
-        let node = match discover(&next) {
-            Ok(node) => node,
-            Err(Failure::Usage(error) | Failure::Error(error)) => {
-                tracing::error!("the settings in force stay: {}", machines::errors::chain(&*error));
-                continue;
-            }
-            Err(Failure::Negative | Failure::Code(_)) => continue,
-        };
-        // Read anew also when the settings are the same: the token may be another one.
-        let token = match next.http.as_ref().map(listener::token).transpose() {
-            Ok(token) => token.flatten(),
-            Err(error) => {
-                tracing::error!("the settings in force stay: {}", machines::errors::chain(&error));
-                continue;
-            }
-        };
-        // At another port before anything is given up; the port that is held by ourselves is free only then.
-        let http = if port(&settings) == port(&next) {
-            None
-        } else {
-            match listen(&next).await {
-                Ok(http) => http,
-                Err(error) => {
-                    tracing::error!("the settings in force stay: {}", machines::errors::chain(&error));
-                    continue;
-                }
-            }
-        };
-        let new_facts = daemon.take_facts(&node);
-        if settings == next && daemon.takes(token.as_ref()) {
-            let facts = if new_facts { "the facts are new" } else { "so are the facts" };
-            tracing::info!("the settings are the same as before, {facts}");
-            continue;
-        }
-        level.set(next.log.level);
-        watchdog.abort();
-        daemon = daemon.reload(&next, http).await?;
-        settings = next;
-        announce(&settings);
-        watchdog = tokio::spawn(feed_watchdog(daemon.host.clone()));
+        reload(file, &mut settings, &mut daemon, level).await;
     }
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping");
@@ -151,13 +96,14 @@ async fn daemon(file: &File, mut settings: Settings, level: &LevelHandle) -> Res
     Ok(())
 }
 
-fn port(settings: &Settings) -> Option<u16> {
-    settings.http.as_ref().map(|http| http.address.port())
-}
-
 fn announce(settings: &Settings) {
     let store = settings.kv.target.display();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %store, state_dir = %settings.state_dir.display(), "machinesd runs");
+    warn_of_trust(settings);
+}
+
+/// Says it when anyone may decide what runs here.
+pub fn warn_of_trust(settings: &Settings) {
     if !settings.sync.enabled {
         tracing::info!("no specification is followed ([sync] enabled = false)");
     } else if matches!(settings.trust, Trust::Unsigned) {
@@ -167,23 +113,6 @@ fn announce(settings: &Settings) {
             settings.sync.bucket
         );
     }
-}
-
-/// What is opened once can't be changed while machines use it.
-fn needs_restart(before: &Settings, after: &Settings) -> bool {
-    let fixed = |settings: &Settings| {
-        (
-            settings.identity.clone(),
-            settings.state_dir.clone(),
-            settings.kv.clone(),
-            settings.socket.clone(),
-            settings.archive.clone(),
-            settings.fetch.clone(),
-            settings.sync.hold_removals_over_percent,
-            settings.log.format,
-        )
-    };
-    fixed(before) != fixed(after)
 }
 
 fn notify(states: &[NotifyState<'_>]) {

@@ -4,7 +4,7 @@ use toml::{Table, Value};
 
 use crate::suggest::nearest;
 
-use super::{ConfigError, raw};
+use super::{ConfigError, raw, service};
 
 /// How the text of a variable becomes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,9 +66,13 @@ pub fn variable(section: &str, key: &str) -> String {
 }
 
 /// Sets what the variables say. A `MACHINESD_` variable that names no key is refused, as an unknown key is: it was
-/// meant to change something.
+/// meant to change something. Those that an orchestrator sets because a service has our name were not.
 pub fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
     for (name, text) in variables.filter(|(name, _)| name.starts_with("MACHINESD_")) {
+        if service::is_of_a_service(&name, &text) {
+            tracing::debug!("{name} is of a service of that name, and no setting");
+            continue;
+        }
         let refuse = |reason: String| ConfigError::Environment { variable: name.clone(), reason };
         let Some((section, key, form)) = KEYS.iter().find(|(section, key, _)| variable(section, key) == name) else {
             let known: Vec<String> = KEYS.iter().map(|(section, key, _)| variable(section, key)).collect();

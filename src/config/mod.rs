@@ -1,8 +1,10 @@
 //! The daemon's settings: file and environment → raw shape → the validated settings of the rooms below. Only programs
 //! use this room; every other takes its own settings and nothing else.
 
+mod changes;
 mod environment;
 mod raw;
+mod service;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +17,7 @@ use crate::names::Identity;
 use crate::spec::Trust;
 use crate::suggest::nearest;
 
+pub use changes::{Change, Effect, Setting};
 pub use environment::KEYS;
 
 /// Where settings are read from unless `--config` says otherwise; that it is missing is fine.
@@ -41,6 +44,7 @@ pub struct Settings {
     /// For `node_exporter`; `None`: no files are written.
     pub textfile_directory: Option<PathBuf>,
     pub log: Log,
+    written: changes::Written,
 }
 
 /// How the specification is followed.
@@ -157,6 +161,7 @@ impl Settings {
 }
 
 fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&str, &str, String)) -> Option<Settings> {
+    let written = changes::Written::of(&raw);
     let identity = raw.identity.as_deref().map(Identity::new).transpose();
     let identity = identity.map_err(|error| fault("", "identity", error.to_string())).ok();
     for (key, path) in [("state_dir", &raw.state_dir), ("local_dir", &raw.local_dir)] {
@@ -226,6 +231,7 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
             },
             level: level?,
         },
+        written,
     })
 }
 

@@ -59,6 +59,47 @@ fn a_variable_that_names_nothing_is_refused() {
 }
 
 #[test]
+fn variables_of_a_service_that_has_our_name_are_no_settings() {
+    let with = |variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::parse(Path::new("a"), "", variables, None).map_err(|error| error.to_string())
+    };
+    // As Kubernetes sets them for the services `machinesd` and `machinesd-web`, and Docker for a link.
+    let injected = [
+        ("MACHINESD_SERVICE_HOST", "10.0.171.239"),
+        ("MACHINESD_SERVICE_PORT", "8098"),
+        ("MACHINESD_SERVICE_PORT_HTTP_METRICS", "8098"),
+        ("MACHINESD_PORT", "tcp://10.0.171.239:8098"),
+        ("MACHINESD_PORT_8098_TCP", "tcp://10.0.171.239:8098"),
+        ("MACHINESD_PORT_8098_TCP_PROTO", "tcp"),
+        ("MACHINESD_PORT_8098_TCP_PORT", "8098"),
+        ("MACHINESD_PORT_8098_TCP_ADDR", "10.0.171.239"),
+        ("MACHINESD_PORT_53_UDP", "udp://[fd00::1]:53"),
+        ("MACHINESD_WEB_SERVICE_HOST", "fd00::1"),
+        ("MACHINESD_WEB_PORT", "tcp://10.0.0.1:80"),
+        ("MACHINESD_NAME", "/web/machinesd"),
+    ];
+    assert_eq!(with(&injected).unwrap(), with(&[]).unwrap());
+    // The same names with what no orchestrator writes, and names that are near to a setting.
+    for (name, value) in [
+        ("MACHINESD_PORT", "8098"),
+        ("MACHINESD_HTTP_PORT", "8098"),
+        ("MACHINESD_SERVICE_HOST", "web.example.net"),
+        ("MACHINESD_SERVICE_PORT", "many"),
+        ("MACHINESD_PORT_8098_TCP", "tcp://10.0.0.1:8099"),
+        ("MACHINESD_PORT_8098_TCP_ADDRESS", "10.0.0.1"),
+        ("MACHINESD_PORT_8098_TCP_PORT", "80"),
+        ("MACHINESD_NAME", "web1"),
+        ("MACHINESD_SERVICE", "10.0.0.1"),
+    ] {
+        let message = format!("environment variable {name}: there is no such setting");
+        assert!(with(&[(name, value)]).unwrap_err().starts_with(&message), "{name}");
+    }
+    let misspelt = with(&[("MACHINESD_HTTP_LISTN", "127.0.0.1:1"), injected[0]]).unwrap_err();
+    assert!(misspelt.ends_with("did you mean MACHINESD_HTTP_LISTEN?"), "{misspelt}");
+}
+
+#[test]
 fn a_fault_of_a_variable_is_not_blamed_on_the_file() {
     let variables = [("MACHINESD_SYNC_INTERVAL".to_owned(), "0s".to_owned())];
     let text = "[sync]\ninterval = \"5s\"\n";

@@ -113,17 +113,29 @@ pub fn token(settings: &Settings) -> Result<Option<Token>, ListenError> {
     Ok(token)
 }
 
-/// The listener, bound.
+/// The listener, bound for as long as one of its clones lives.
+#[derive(Clone)]
 pub struct Listener {
-    listener: TcpListener,
+    listener: Arc<TcpListener>,
     token: Option<Token>,
-    is_local: bool,
+    address: SocketAddr,
 }
 
 impl Listener {
     /// What it takes; to tell whether the file has another one now.
     pub fn token(&self) -> Option<&Token> {
         self.token.as_ref()
+    }
+
+    /// Where it was to listen.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The same port with another token, never given up in between.
+    #[must_use]
+    pub fn taking(&self, token: Option<Token>) -> Self {
+        Self { token, ..self.clone() }
     }
 }
 
@@ -136,7 +148,7 @@ pub async fn listen(settings: &Settings) -> Result<Listener, ListenError> {
     let bind = |source| ListenError::Bind { address: settings.address, source };
     let listener = TcpListener::bind(settings.address).await.map_err(bind)?;
     tracing::info!(address = %settings.address, "HTTP listener");
-    Ok(Listener { listener, token, is_local: settings.address.ip().is_loopback() })
+    Ok(Listener { listener: Arc::new(listener), token, address: settings.address })
 }
 
 /// What the listener can tell and do.
@@ -153,8 +165,8 @@ pub struct Api {
 
 /// Answers until dropped.
 pub async fn serve(listener: Listener, api: Arc<Api>) {
-    let gate = Arc::new(Gate { token: listener.token, is_local: listener.is_local });
-    http::serve(&listener.listener, LIMITS, move |request| answer(Arc::clone(&api), Arc::clone(&gate), request)).await;
+    let gate = Arc::new(Gate { token: listener.token, is_local: listener.address.ip().is_loopback() });
+    http::serve(&*listener.listener, LIMITS, move |request| answer(Arc::clone(&api), Arc::clone(&gate), request)).await;
 }
 
 /// Who may ask for what.

@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
 
 use crate::events::{Bus, Event};
 use crate::fs::FileError;
@@ -43,6 +44,13 @@ pub struct Api {
 /// How a pass is made on request.
 pub struct SyncApi {
     pub reconciler: Arc<Reconciler>,
+    /// A reload changes it.
+    pub following: watch::Receiver<Following>,
+}
+
+/// Which specification is followed, and how.
+#[derive(Debug, Clone)]
+pub struct Following {
     pub bucket: String,
     pub key: String,
     pub trust: Trust,
@@ -179,17 +187,18 @@ async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
         RemovalConsent::Guarded => Removals::Guarded,
         RemovalConsent::Allowed => Removals::Allowed,
     };
-    let entry = match api.store.bucket(&sync.bucket) {
-        Ok(bucket) => bucket.get(&sync.key).await,
+    let Following { bucket, key, trust, purge } = sync.following.borrow().clone();
+    let entry = match api.store.bucket(&bucket) {
+        Ok(bucket) => bucket.get(&key).await,
         Err(error) => Err(error),
     };
     match entry {
         Ok(Some(entry)) => {
             sync.reconciler.retry_now();
-            let pass = sync.reconciler.reconcile(&entry.value, &sync.trust, sync.purge, removals).await;
+            let pass = sync.reconciler.reconcile(&entry.value, &trust, purge, removals).await;
             json(StatusCode::OK, &SyncAnswer::from(&pass))
         }
-        Ok(None) => refuse(StatusCode::CONFLICT, nothing_published(&sync.bucket, &sync.key)),
+        Ok(None) => refuse(StatusCode::CONFLICT, nothing_published(&bucket, &key)),
         Err(error) => refuse(StatusCode::CONFLICT, crate::errors::chain(&error)),
     }
 }

@@ -70,6 +70,13 @@ pub struct Setup {
     pub rescan: Duration,
 }
 
+/// What a reload may change of the setup while machines run; only the machines that it concerns are stopped or started.
+#[derive(Debug, Clone)]
+struct Sources {
+    local_directory: Option<PathBuf>,
+    built_in: Vec<Arc<Definition>>,
+}
+
 /// A machine as the host knows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -94,6 +101,7 @@ struct View {
 pub struct HostHandle {
     views: watch::Receiver<Arc<Vec<View>>>,
     rescan: Arc<Notify>,
+    sources: watch::Sender<Sources>,
     stop: mpsc::Sender<oneshot::Sender<()>>,
     beats: watch::Receiver<()>,
 }
@@ -151,6 +159,16 @@ impl HostHandle {
                 Err(TransitionError::Ambiguous { selector: selector.to_owned(), matches })
             }
         }
+    }
+
+    /// Takes the operator's own machines from another directory. Those that ran from the one before are stopped.
+    pub fn set_local_directory(&self, directory: PathBuf) {
+        self.sources.send_modify(|sources| sources.local_directory = Some(directory));
+    }
+
+    /// Runs these built-in machines; one that is as it was before goes on.
+    pub fn set_built_in(&self, definitions: Vec<Arc<Definition>>) {
+        self.sources.send_modify(|sources| sources.built_in = definitions);
     }
 
     /// Looks at the directories now.
@@ -227,14 +245,21 @@ pub fn start(setup: Setup) -> (HostHandle, JoinHandle<()>) {
     let (stop, stopped) = mpsc::channel(1);
     let (beat, beats) = watch::channel(());
     let rescan = Arc::new(Notify::new());
-    let handle = HostHandle { views: receiver, rescan: Arc::clone(&rescan), stop, beats };
+    let sources = Sources { local_directory: setup.local_directory.clone(), built_in: setup.built_in.clone() };
+    let (sources, other_sources) = watch::channel(sources);
+    let handle = HostHandle { views: receiver, rescan: Arc::clone(&rescan), sources, stop, beats };
     let host = Host { setup, entries: BTreeMap::new(), views, rescan, watcher: None };
-    let task = tokio::spawn(host.run(stopped, beat));
+    let task = tokio::spawn(host.run(stopped, other_sources, beat));
     (handle, task)
 }
 
 impl Host {
-    async fn run(mut self, mut stop: mpsc::Receiver<oneshot::Sender<()>>, beat: watch::Sender<()>) {
+    async fn run(
+        mut self,
+        mut stop: mpsc::Receiver<oneshot::Sender<()>>,
+        mut sources: watch::Receiver<Sources>,
+        beat: watch::Sender<()>,
+    ) {
         let mut changes = self.setup.services.sync.as_ref().map(|sync| sync.changes());
         let rescan = Arc::clone(&self.rescan);
         let mut pause = SECOND_LOOK;
@@ -257,6 +282,11 @@ impl Host {
                         break SECOND_LOOK;
                     }
                     () = changed(&mut changes) => break self.setup.rescan,
+                    Ok(()) = sources.changed() => {
+                        let Sources { local_directory, built_in } = sources.borrow_and_update().clone();
+                        (self.setup.local_directory, self.setup.built_in) = (local_directory, built_in);
+                        break SECOND_LOOK;
+                    }
                     () = tokio::time::sleep_until(next) => break self.setup.rescan,
                 }
             };

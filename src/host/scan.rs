@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::digest::Sha256Digest;
 use crate::machine::definition::{Definition, FILE_NAME};
 
 use super::{Setup, Source};
@@ -22,7 +23,8 @@ pub struct Found {
 /// Cheap to take, and different whenever the machine must be loaded again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Fingerprint {
-    BuiltIn,
+    /// Of the definition, which the settings decide.
+    BuiltIn(Sha256Digest),
     /// Inode, size, and times of machine.yaml in nanoseconds; `None` when there is no such file.
     File(Option<(u64, u64, i128, i128)>),
     /// Where the link of a managed machine leads: sync never changes what is installed in place.
@@ -53,7 +55,7 @@ pub async fn scan(setup: &Setup) -> Scan {
             source: Source::BuiltIn,
             path: path.clone(),
             built_in: Some(Arc::clone(definition)),
-            fingerprint: Fingerprint::BuiltIn,
+            fingerprint: Fingerprint::BuiltIn(definition.digest),
         };
         all.insert((Source::BuiltIn, path), found);
     }

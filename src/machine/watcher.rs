@@ -20,7 +20,7 @@ use crate::names::Label;
 use crate::node::Node;
 use crate::notices::Notices;
 use crate::process::{self, Commands};
-use crate::spec::Trust;
+use crate::spec::TrustInForce;
 use crate::sync::Reconciler;
 
 use super::data::{Change, Snapshot};
@@ -126,7 +126,7 @@ pub struct Services {
     /// The machines' directories are another's, and are only read, as those are that sync installs.
     pub directories_are_foreign: bool,
     /// The keys of the settings or of the binary; they override those of a machine.
-    pub trust: Option<Trust>,
+    pub trust: TrustInForce,
     /// Limits on how many do something at once.
     pub governors: Arc<dyn Governors>,
     /// Runs commands.
@@ -154,7 +154,7 @@ impl Services {
             archive_limits: crate::archive::Limits::default(),
             sync: None,
             directories_are_foreign: false,
-            trust: None,
+            trust: TrustInForce::default(),
             commands: Arc::new(process::System::default()),
             clock: Clock::System,
             chance: Chance::Random,

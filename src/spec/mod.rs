@@ -6,6 +6,7 @@
 
 mod envelope;
 mod error;
+mod in_force;
 mod keys;
 mod managed_machine;
 mod pack;
@@ -16,6 +17,7 @@ mod trust;
 use crate::digest::Sha256Digest;
 
 pub use error::{EntryProblem, SpecificationError};
+pub use in_force::TrustInForce;
 pub use keys::{EXAMPLE_PUBLIC_KEY, KeyError, PublicKey, SecretKey};
 pub use managed_machine::{Credentials, ManagedMachine, Source};
 pub use pack::{PackWarning, Packed, pack, pack_form};

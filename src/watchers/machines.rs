@@ -121,7 +121,8 @@ impl Watcher for Machines {
             return Report::error("no specification can be managed here: the daemon runs with [sync] enabled = false");
         };
         let sync = sync.of_form(self.form);
-        let trust = services.trust.as_ref().unwrap_or(&self.trust);
+        let mut keys = services.trust.follow();
+        let trust = &keys.borrow_and_update().clone().unwrap_or_else(|| self.trust.clone());
         let purge = if self.properties.purge_unknown { Purge::Unknown } else { Purge::Keep };
         let pass = async {
             match check.data.get(&self.properties.data_item) {
@@ -135,6 +136,8 @@ impl Watcher for Machines {
         tokio::select! {
             pass = pass => pass.map_or_else(|| Report::new("skipped"), |pass| self.report(&pass)),
             () = self.over.notified() => Report::new("skipped"),
+            // It went by the keys of before; a check with those of now follows.
+            Ok(()) = keys.changed() => Report::new("skipped"),
         }
     }
 
@@ -159,15 +162,25 @@ impl Watcher for Machines {
         let sync = context.services.sync.as_ref()?;
         let machines = sync.machines_directory().to_owned();
         let store = sync.store_directory().to_owned();
-        Some(Box::pin(async move {
-            let changed = Arc::new(Notify::new());
-            let Some(_watcher) = watch(&store, &machines, Arc::clone(&changed)) else { return };
-            loop {
-                changed.notified().await;
-                tokio::time::sleep(SETTLE).await;
+        let disk = {
+            let signal = signal.clone();
+            async move {
+                let changed = Arc::new(Notify::new());
+                let Some(_watcher) = watch(&store, &machines, Arc::clone(&changed)) else { return };
+                loop {
+                    changed.notified().await;
+                    tokio::time::sleep(SETTLE).await;
+                    signal.check();
+                }
+            }
+        };
+        let mut keys = context.services.trust.follow();
+        let trust = async move {
+            while keys.changed().await.is_ok() {
                 signal.check();
             }
-        }))
+        };
+        Some(Box::pin(async move { _ = tokio::join!(disk, trust) }))
     }
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
