@@ -5,16 +5,23 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one room that may call the raw functions")]
 
 mod beneath;
+mod directory;
+mod remove;
+pub mod trusted;
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 
 pub use beneath::{Attributes, Beneath, PlainFile};
+pub use directory::{Directory, Lock};
+pub use trusted::Distrust;
 
 /// Opens a directory without following a link at its name.
 const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -243,49 +250,22 @@ pub fn remove_file(path: &Path) -> Result<()> {
 }
 
 /// Removes a directory and all in it, without following links; that it is gone already is fine. Read-only directories
-/// inside are made writable first, as what we install is read-only.
+/// inside are made writable first, as what we install is read-only. The directory that it is in may be reached through
+/// a link.
 ///
 /// # Errors
 /// What the system says; part of the tree may then be gone.
 pub fn remove_tree(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).on("remove", path),
-        Ok(metadata) if metadata.is_dir() => {}
-        Ok(_) => return remove_file(path),
-    }
-    set_mode(path, 0o755)?;
-    let directory = rustix::fs::open(path, DIRECTORY_FLAGS, Mode::empty()).map_err(io::Error::from).on("open", path)?;
-    make_directories_writable(&directory, path, 64)?;
-    drop(directory);
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.on("remove", path).and_then(|()| sync_directory(parent(path))),
-    }
-}
-
-/// Goes from open directory to open directory, as the paths in an archive may be longer than the system takes at once.
-fn make_directories_writable(directory: &OwnedFd, path: &Path, depth: usize) -> Result<()> {
-    let on = |operation| {
-        move |error: rustix::io::Errno| FileError { operation, path: path.to_owned(), source: error.into() }
+    let no_name = || io::Error::new(io::ErrorKind::InvalidInput, "it names nothing in a directory");
+    let name = path.file_name().and_then(|name| CString::new(name.as_bytes()).ok());
+    let name = name.ok_or_else(no_name).on("remove", path)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = match rustix::fs::open(parent(path), flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        opened => opened.map_err(io::Error::from).on("open", parent(path))?,
     };
-    let writable = Mode::from_raw_mode(0o755);
-    rustix::fs::fchmod(directory, writable).map_err(on("set the mode of"))?;
-    if depth == 0 {
-        return Ok(());
-    }
-    for entry in Dir::read_from(directory).map_err(on("list"))? {
-        let entry = entry.map_err(on("list"))?;
-        let name = entry.file_name();
-        if entry.file_type() != FileType::Directory || [c".", c".."].contains(&name) {
-            continue;
-        }
-        // Before it is opened, as we may not even read it.
-        rustix::fs::chmodat(directory, name, writable, AtFlags::empty()).map_err(on("set the mode in"))?;
-        let inner = rustix::fs::openat(directory, name, DIRECTORY_FLAGS, Mode::empty()).map_err(on("open in"))?;
-        make_directories_writable(&inner, path, depth - 1)?;
-    }
-    Ok(())
+    remove::remove(directory.as_fd(), &name, path)?;
+    rustix::fs::fsync(&directory).map_err(io::Error::from).on("flush directory", parent(path))
 }
 
 /// Sets the permission bits of a path.
@@ -403,13 +383,43 @@ mod tests {
     }
 
     #[test]
+    fn removing_a_tree_changes_no_mode_outside_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("outside")).unwrap();
+        set_mode(&at("outside"), 0o700).unwrap();
+        for _ in 0..5 {
+            let inner: Vec<String> = (0..200).map(|number| number.to_string()).collect();
+            fs::create_dir(at("links")).unwrap();
+            for name in &inner {
+                fs::create_dir_all(at("tree").join(name)).unwrap();
+                std::os::unix::fs::symlink(at("outside"), at("links").join(name)).unwrap();
+            }
+            std::thread::scope(|scope| {
+                // Somebody exchanges the directories in it for links while it is removed.
+                scope.spawn(|| {
+                    for name in &inner {
+                        let (tree, link) = (at("tree").join(name), at("links").join(name));
+                        _ = rustix::fs::renameat_with(CWD, &tree, CWD, &link, rustix::fs::RenameFlags::EXCHANGE);
+                    }
+                });
+                _ = remove_tree(&at("tree"));
+            });
+            assert_eq!(fs::metadata(at("outside")).unwrap().permissions().mode() & 0o777, 0o700);
+            remove_tree(&at("tree")).unwrap();
+            remove_tree(&at("links")).unwrap();
+        }
+    }
+
+    #[test]
     fn remove_tree_takes_paths_that_are_longer_than_the_system_takes() {
         let directory = tempfile::tempdir().unwrap();
         let tree = directory.path().join("tree");
         fs::create_dir(&tree).unwrap();
         let mut current = rustix::fs::open(&tree, DIRECTORY_FLAGS, Mode::empty()).unwrap();
         let name = "n".repeat(255);
-        for _ in 0..20 {
+        // Deeper than directories that may be open at once.
+        for _ in 0..200 {
             rustix::fs::mkdirat(&current, name.as_str(), Mode::from_raw_mode(0o700)).unwrap();
             let inner = rustix::fs::openat(&current, name.as_str(), DIRECTORY_FLAGS, Mode::empty()).unwrap();
             rustix::fs::fchmod(&current, Mode::from_raw_mode(0o555)).unwrap();

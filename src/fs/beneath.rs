@@ -41,6 +41,51 @@ pub struct PlainFile {
 }
 
 impl Beneath {
+    /// A file in an open directory, called `name`; `path` is for messages.
+    pub(super) fn inside(directory: OwnedFd, name: &str, path: PathBuf) -> Self {
+        Self { directory, name: name.to_owned(), path }
+    }
+
+    /// A file by its path, whose directory must be there and may be reached through a link.
+    ///
+    /// # Errors
+    /// When the path names no file, or its directory can't be opened.
+    pub fn at(path: &Path) -> Result<Self> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let no_name = || io::Error::new(io::ErrorKind::InvalidInput, "it names no file");
+        let name = name.ok_or_else(no_name).on("use", path)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(super::parent(path), flags, Mode::empty());
+        let directory = directory.map_err(io::Error::from).on("open the directory of", path)?;
+        Ok(Self::inside(directory, name, path.to_owned()))
+    }
+
+    /// For messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file, which must not exist yet, for a caller that streams into it.
+    ///
+    /// # Errors
+    /// When it exists or can't be made.
+    pub fn create_new(&self, mode: u32) -> Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.directory, self.name.as_str(), flags, Mode::from_raw_mode(mode));
+        file.map(File::from).map_err(io::Error::from).on("create", &self.path)
+    }
+
+    /// Removes the file or link; that it is gone already is fine.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn remove(&self) -> Result<()> {
+        match rustix::fs::unlinkat(&self.directory, self.name.as_str(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(io::Error::from(error)).on("remove", &self.path),
+        }
+    }
+
     /// Finds the directory of `relative` below `base`. `None` when there is none (yet).
     ///
     /// # Errors
@@ -138,6 +183,11 @@ impl Beneath {
 }
 
 impl PlainFile {
+    /// The file itself.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Whether its content is this.
     ///
     /// # Errors
