@@ -23,6 +23,8 @@ pub mod expr;
 pub mod node;
 pub mod errors;
 pub mod suggest;
+pub mod shown;
+pub mod secret;
 pub mod clock;
 pub mod notices;
 pub mod fs;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use machines::archive::{FetchError, FetchSettings, Fetched, Fetcher};
 use machines::digest::Sha256Digest;
 use machines::kv::{Bucket, BucketSettings, Connection, KvError, ObjectReader, Store};
+use machines::secret::{Secret, SecretUrl};
 use machines::spec::{Credentials, Source};
 use url::Url;
 
@@ -73,7 +74,7 @@ fn printed(error: &dyn std::error::Error) -> String {
 }
 
 fn url(scheme: &str, port: u16, path: &str) -> Source {
-    Source::Http(Url::parse(&format!("{scheme}://127.0.0.1:{port}{path}")).unwrap())
+    Source::Http(SecretUrl::new(Url::parse(&format!("{scheme}://127.0.0.1:{port}{path}")).unwrap()))
 }
 
 async fn server(path: &str, answer: Answer) -> (Server, Source) {
@@ -233,7 +234,7 @@ async fn a_redirect_to_another_scheme_is_refused() {
 }
 
 fn credentials() -> Credentials {
-    Credentials { username: "user".into(), password: "secret".into() }
+    Credentials { username: "user".into(), password: Secret::new("secret") }
 }
 
 fn has_credentials(request: &str) -> bool {
@@ -268,7 +269,7 @@ async fn credentials_never_go_to_another_host_or_port_nor_back_again() {
 async fn messages_hide_secrets_in_urls() {
     let server = Server::start().await;
     let text = format!("http://user:secret@127.0.0.1:{}/a.tgz?token=hidden", server.port);
-    let source = Source::Http(Url::parse(&text).unwrap());
+    let source = Source::Http(SecretUrl::new(Url::parse(&text).unwrap()));
     let error = Case::new().fetch(&source, None).await.unwrap_err().to_string();
     assert!(error.contains(&format!("http://127.0.0.1:{}/a.tgz?… answered 404", server.port)), "{error}");
     assert!(!error.contains("secret") && !error.contains("hidden"), "{error}");
@@ -347,7 +348,7 @@ async fn unusable_settings_are_refused_at_start() {
     let block = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     with_ca(block).refuses(&url("http", 1, "/"), "holds no valid PEM certificate").await;
     let mut case = Case::new();
-    case.settings.proxy = Some(Url::parse("ftp://proxy.example").unwrap());
+    case.settings.proxy = Some(SecretUrl::new(Url::parse("ftp://proxy.example").unwrap()));
     case.refuses(&url("http", 1, "/"), "[fetch] proxy is not a proxy's URL: the scheme is \"ftp\"").await;
 }
 
@@ -356,11 +357,12 @@ async fn the_proxy_of_the_settings_is_used() {
     let proxy = Server::start().await;
     proxy.answer("http://archives.example/a.tgz", Answer::ok(BODY));
     let mut case = Case::new();
-    case.settings.proxy = Some(Url::parse(&format!("http://me:word@127.0.0.1:{}", proxy.port)).unwrap());
-    case.accepts(&Source::Http(Url::parse("http://archives.example/a.tgz").unwrap())).await;
+    case.settings.proxy =
+        Some(SecretUrl::new(Url::parse(&format!("http://me:word@127.0.0.1:{}", proxy.port)).unwrap()));
+    case.accepts(&Source::Http(SecretUrl::new(Url::parse("http://archives.example/a.tgz").unwrap()))).await;
     assert!(proxy.requests()[0].to_ascii_lowercase().contains("proxy-authorization: basic "));
     let message = "could not connect to https://archives.example/a.tgz";
-    case.refuses(&Source::Http(Url::parse("https://archives.example/a.tgz").unwrap()), message).await;
+    case.refuses(&Source::Http(SecretUrl::new(Url::parse("https://archives.example/a.tgz").unwrap())), message).await;
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ fn the_example_envelope_verifies_with_the_example_key() {
     let [machine] = verified.machines() else { panic!("{:?}", verified.machines()) };
     assert_eq!(machine.name.as_str(), "facts");
     let Source::Http(url) = &machine.source else { panic!("{:?}", machine.source) };
+    let url = url.expose();
     assert_eq!(url.as_str(), "https://my.example.net/metadata/metadata-machine-1.0.0.tgz");
     assert_eq!(machine.checksum.to_string(), "f11ea2005de97bf309bafac46e77c01925307a26675f44f388d4502d2b9d00bf");
     assert_eq!(machine.verify_checksum.to_string(), "1e85719c6959eb0f2c8f2166e30ae952ccaef2c286f31868ea1d311d3738a339");

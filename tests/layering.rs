@@ -26,6 +26,7 @@ const LAYERS: &[(&[&str], &str)] = &[
     (&["expr"], "decides what matches, on a node that it is given"),
     (&["node"], "identity and facts"),
     (&["errors", "suggest"], "show errors of any kind, and what was meant"),
+    (&["shown", "secret"], "what may be seen of a text from outside, and of one that is secret"),
     (
         &["clock", "notices", "fs", "digest", "duration", "names"],
         "types and file operations that know nothing of machines",

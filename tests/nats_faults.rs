@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use machines::kv::{
-    self, Bucket, BucketSettings, ConnectionSettings, Credentials, Entry, KvError, Nkey, Secret, Store, Target, Watch,
+    self, Bucket, BucketSettings, ConnectionSettings, Credentials, Entry, KvError, Nkey, Store, Target, Watch,
     WatchEvent,
 };
+use machines::secret::Secret;
 use support::nats::{NatsServer, certificates};
 use support::within;
 

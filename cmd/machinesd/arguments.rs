@@ -98,8 +98,12 @@ pub enum Command {
         format: Format,
     },
     /// Show how this node stands: store, specification, machines and what is wrong with them.
-    #[command(after_help = "Example: machinesd status --format json | jq .sync.refused")]
+    #[command(after_help = "Example: machinesd status --format json | jq .sync.refused\n\n\
+                            For monitors: machinesd status --check")]
     Status {
+        /// Only say whether all is well: exit code 0, or 1 with each reason on a line. What is unknown is not well.
+        #[arg(long)]
+        check: bool,
         #[command(flatten)]
         socket: Socket,
         /// How the result is printed.

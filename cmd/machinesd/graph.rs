@@ -8,7 +8,7 @@ use machines::machine::rule::Stage;
 use machines::watchers::KINDS;
 
 use crate::arguments::DrawingFormat;
-use crate::shared::{Failure, raw};
+use crate::shared::{Failure, lines};
 
 pub fn graph(directory: &Path, format: DrawingFormat) -> Result<(), Failure> {
     let mut machine = Examined::directory(directory, KINDS);
@@ -21,6 +21,6 @@ pub fn graph(directory: &Path, format: DrawingFormat) -> Result<(), Failure> {
         DrawingFormat::Mermaid => mermaid(&drawing),
         DrawingFormat::Svg => svg(&drawing)?,
     };
-    raw(text.as_bytes());
+    lines(text);
     Ok(())
 }

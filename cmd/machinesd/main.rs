@@ -25,14 +25,16 @@ mod why;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use arguments::{Arguments, Command};
 use machines::control::{RemovalConsent, Span};
 use shared::{Failure, Format, finish};
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let arguments: Arguments = match shared::arguments() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    match arguments.command {
         Command::ExecHelper { order, command } => {
             let error = machines::process::helper::become_command(&order, command);
             shared::note(machines::errors::chain(&error));
@@ -54,7 +56,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Validate { directories, format, deny } => validate::validate(&directories, format, deny),
         Command::Schema => schema::schema(),
         Command::Graph { directory, format } => graph::graph(&directory, format),
-        Command::Status { socket, format } => status::status(&socket.socket, format),
+        Command::Status { check: false, socket, format } => status::status(&socket.socket, format),
+        Command::Status { check: true, socket, format } => status::check(&socket.socket, format),
         Command::Why { name, socket, format } => why::why(&socket.socket, &name, format),
         Command::Transition { machine, event, socket, format } => {
             ask::transition(&socket.socket, &machine, &event, format)

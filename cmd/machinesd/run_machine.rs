@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::narrator::{self, Narrator};
 use crate::run::runtime;
-use crate::shared::{Failure, definition, line, note, styled};
+use crate::shared::{Failure, definition, line, note, problems};
 
 /// A server that was named and has not answered by then is not there.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -61,8 +61,8 @@ fn load(directories: &[PathBuf]) -> Result<BTreeMap<MachineName, PathBuf>, Failu
                     faulty = true;
                 }
             }
-            Err(problems) => {
-                note(problems.render(styled()));
+            Err(found) => {
+                problems(&found);
                 faulty = true;
             }
         }

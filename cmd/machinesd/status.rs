@@ -4,6 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use machines::control::client::Client;
+use machines::control::health::{Code, Health};
 use serde_json::Value;
 
 use crate::ask::block_on;
@@ -19,6 +20,32 @@ pub fn status(socket: &Path, format: Format) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// Says only whether all is well, for monitors.
+pub fn check(socket: &Path, format: Format) -> Result<(), Failure> {
+    let health = match block_on(async { Ok(Client::new(socket).get("/v1/status").await?) }) {
+        Ok(document) => health(&document),
+        Err(Failure::Error(error)) => Health::unknown(machines::errors::chain(&*error)),
+        Err(failure) => return Err(failure),
+    };
+    match format {
+        Format::Json => json(&health)?,
+        Format::Text if health.well => line("well"),
+        Format::Text => health.reasons.iter().for_each(line),
+    }
+    if health.well { Ok(()) } else { Err(Failure::Negative) }
+}
+
+/// As the daemon judges itself.
+fn health(document: &Value) -> Health {
+    let health = document.get("health").cloned().unwrap_or_default();
+    serde_json::from_value(health).unwrap_or_else(|_| {
+        let version = text(document, "/version");
+        Health::unknown(format!(
+            "the daemon's answer, of version {version}, can't be read; restart it after an upgrade"
+        ))
+    })
 }
 
 pub fn text<'a>(document: &'a Value, pointer: &str) -> &'a str {
@@ -47,6 +74,7 @@ fn print(document: &Value) {
         None | Some(Value::Null) => say("specification", "not followed ([sync] enabled = false)"),
         Some(sync) => print_specification(sync),
     }
+    print_reasons(document);
     print_managed(document);
     print_machines(document);
 }
@@ -63,15 +91,25 @@ fn print_specification(sync: &Value) {
             say("specification", &format!("{digest}, {signer}, accepted {} ago", since(specification, "/accepted_at")));
         }
     }
-    if let Some(refused) = sync.get("refused").filter(|refused| !refused.is_null()) {
-        let (message, since) = (text(refused, "/message"), since(refused, "/since"));
-        say("REFUSED", &format!("{message} ({since} ago; what was accepted before is followed)"));
-    }
-    if let Some(held) = sync.get("held_removals").filter(|held| !held.is_null()) {
-        say("HELD", text(held, "/reason"));
-    }
-    if !text(sync, "/problem").is_empty() {
-        say("PROBLEM", text(sync, "/problem"));
+}
+
+/// Everything that is wrong, once; the tables below say only how things stand.
+fn print_reasons(document: &Value) {
+    for reason in health(document).reasons {
+        let mut message = match &reason.about {
+            Some(about) => format!("{about}: {}", reason.message),
+            None => reason.message,
+        };
+        match reason.code {
+            // The lines above have said so.
+            Code::NotConnected | Code::NoSpecification => continue,
+            Code::Refused => {
+                let since = since(document, "/sync/refused/since");
+                message.push_str(&format!(" ({since} ago; what was accepted before is followed)"));
+            }
+            _ => {}
+        }
+        say(reason.code.label(), &message);
     }
 }
 
@@ -84,12 +122,11 @@ fn print_managed(document: &Value) {
     line("");
     let mut table = Table::new(["MANAGED", "VERSION", "STATE", "SINCE", "WHY"]);
     for (name, machine) in machines {
-        let why = match (text(machine, "/last_error"), text(machine, "/reason")) {
-            ("", reason) => reason.to_owned(),
-            (error, _) => error.to_owned(),
-        };
+        let state = text(machine, "/state");
+        // Why a machine is held or has failed is among the reasons above.
+        let why = if state == "skipped" { text(machine, "/reason") } else { "" };
         let version = text(machine, "/version").to_owned();
-        table.row([name.clone(), version, text(machine, "/state").to_owned(), since(machine, "/since"), why]);
+        table.row([name.clone(), version, state.to_owned(), since(machine, "/since"), why.to_owned()]);
     }
     for row in table.lines() {
         line(row);
@@ -100,10 +137,9 @@ fn print_managed(document: &Value) {
 fn print_machines(document: &Value) {
     let Some(machines) = document.get("machines").and_then(Value::as_array) else { return };
     line("");
-    let mut table = Table::new(["RUNNING", "VERSION", "STATE", "SOURCE", "SINCE", "PROBLEM"]);
+    let mut table = Table::new(["RUNNING", "VERSION", "STATE", "SOURCE", "SINCE"]);
     for report in machines {
         let source = text(report, "/source").to_owned();
-        let problem = trouble(report);
         match report.get("machine").filter(|machine| !machine.is_null()) {
             Some(machine) => table.row([
                 text(machine, "/name").to_owned(),
@@ -111,7 +147,6 @@ fn print_machines(document: &Value) {
                 text(machine, "/state").to_owned(),
                 source,
                 since(machine, "/start_time"),
-                problem,
             ]),
             None => table.row([
                 text(report, "/path").to_owned(),
@@ -119,24 +154,10 @@ fn print_machines(document: &Value) {
                 "NOT RUNNING".to_owned(),
                 source,
                 String::new(),
-                problem,
             ]),
         }
     }
     for row in table.lines() {
         line(row);
     }
-}
-
-/// Everything that is wrong with a machine, one after the other.
-fn trouble(report: &Value) -> String {
-    let own = [text(report, "/problem"), text(report, "/machine/problem")];
-    let mut all: Vec<String> = own.into_iter().filter(|text| !text.is_empty()).map(str::to_owned).collect();
-    for watcher in report.pointer("/machine/watchers").and_then(Value::as_array).into_iter().flatten() {
-        let error = text(watcher, "/last_error");
-        if !error.is_empty() && watcher.get("active").and_then(Value::as_bool).unwrap_or(false) {
-            all.push(format!("{}: {error}", text(watcher, "/name")));
-        }
-    }
-    all.join("; ").replace('\n', " ")
 }

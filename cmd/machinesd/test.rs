@@ -8,7 +8,7 @@ use machines::machine::problem::Problems;
 use machines::scenario::{self, Player};
 use serde::Serialize;
 
-use crate::shared::{Failure, Format, definition, json, line, note, styled};
+use crate::shared::{self, Failure, Format, definition, json, line, note};
 
 /// What became of one scenario.
 #[derive(Serialize)]
@@ -41,7 +41,7 @@ pub fn test(directories: &[PathBuf], filter: Option<&str>, format: Format) -> Re
         Format::Text => {}
     }
     for problems in &unusable {
-        note(problems.render(styled()));
+        shared::problems(problems);
     }
     if verdicts.is_empty() && unusable.is_empty() {
         return Err(Failure::Usage("no scenario has that in its name".into()));
@@ -93,6 +93,7 @@ fn show(machine: &machines::names::MachineName, verdict: &Verdict) {
     let word = if verdict.holds { "holds " } else { "FAILS " };
     line(format!("{word} {machine}: {} ({:.2}s)", verdict.scenario, time.as_secs_f64()));
     if !verdict.holds {
-        note(format!("{}\n", verdict.problems.render(styled())));
+        shared::problems(&verdict.problems);
+        note("");
     }
 }

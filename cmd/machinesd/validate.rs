@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{Deny, ReportFormat};
 use crate::sarif;
-use crate::shared::{Failure, json, line, note, styled};
+use crate::shared::{Failure, json, line, note, problems};
 
 pub fn validate(directories: &[PathBuf], format: ReportFormat, deny: Option<Deny>) -> Result<(), Failure> {
     let mut machines: Vec<_> = directories.iter().map(|directory| Examined::directory(directory, KINDS)).collect();
@@ -21,14 +21,15 @@ pub fn validate(directories: &[PathBuf], format: ReportFormat, deny: Option<Deny
         ReportFormat::Text => {
             for (directory, machine) in directories.iter().zip(&machines) {
                 if !machine.problems.is_empty() {
-                    note(machine.to_problems().render(styled()));
+                    problems(&machine.to_problems());
                 }
                 let (errors, warnings) = (machine.count(Severity::Error), machine.count(Severity::Warning));
                 let warned = counted(warnings, "warning");
                 match machine.definition().filter(|_| errors == 0) {
                     Some(definition) if warnings > 0 && deny.is_some() => {
                         let (name, version) = (&definition.name, &definition.version);
-                        note(format!("{}: {name} {version} is refused: {warned} denied\n", directory.display()));
+                        note(format!("{}: {name} {version} is refused: {warned} denied", directory.display()));
+                        note("");
                     }
                     Some(definition) => {
                         let but = if warnings > 0 { format!(", with {warned}") } else { String::new() };
@@ -37,7 +38,8 @@ pub fn validate(directories: &[PathBuf], format: ReportFormat, deny: Option<Deny
                     }
                     None => {
                         let and = if warnings > 0 { format!(" and {warned}") } else { String::new() };
-                        note(format!("{}: {}{and}\n", directory.display(), counted(errors, "fault")));
+                        note(format!("{}: {}{and}", directory.display(), counted(errors, "fault")));
+                        note("");
                     }
                 }
             }

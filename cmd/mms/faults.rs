@@ -6,7 +6,7 @@ use std::path::Path;
 use machines::machine::problem::{Place, Problem, Problems};
 use machines::spec::{EntryProblem, SpecificationError};
 
-use crate::shared::{Failure, note, styled};
+use crate::shared::{self, Failure, note};
 
 /// Shows what is wrong with the list of machines and gives the failure to end with; `name` is what the list is called
 /// in messages, `conclusion` what follows from the faults.
@@ -22,10 +22,11 @@ pub fn show(name: &str, payload: &[u8], error: &SpecificationError, conclusion: 
         other => return format!("{name}: {other}").into(),
     };
     let shown = problems.len();
-    note(Problems::new(Path::new(name), &text, problems).render(styled()));
+    shared::problems(&Problems::new(Path::new(name), &text, problems));
     let count = if total == 1 { "1 fault".to_owned() } else { format!("{total} faults") };
     let cut = if total > shown { format!(" (the first {shown} are shown)") } else { String::new() };
-    note(format!("\n{name}: {count}{cut}; {conclusion}"));
+    note("");
+    note(format!("{name}: {count}{cut}; {conclusion}"));
     Failure::Negative
 }
 

@@ -19,13 +19,14 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use arguments::{ArchiveCommand, Arguments, Command};
 use shared::{Failure, finish};
 
 fn main() -> ExitCode {
-    finish(dispatch(Arguments::parse()))
+    match shared::arguments() {
+        Ok(arguments) => finish(dispatch(arguments)),
+        Err(code) => code,
+    }
 }
 
 fn dispatch(arguments: Arguments) -> Result<(), Failure> {

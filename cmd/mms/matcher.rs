@@ -7,7 +7,7 @@ use machines::names::Identity;
 use machines::node::Node;
 use serde_json::json;
 
-use crate::shared::{Failure, Format, json, line, note};
+use crate::shared::{Failure, Format, json, line, note, note_lines};
 
 pub fn matches(expression: &str, identity: Option<Identity>, facts: &[PathBuf], format: Format) -> Result<(), Failure> {
     let node = Node::discover(identity, facts)?;
@@ -18,7 +18,7 @@ pub fn matches(expression: &str, identity: Option<Identity>, facts: &[PathBuf], 
                 json(&json!({"expression": expression, "identity": node.identity, "result": null,
                     "error": error.to_string(), "calls": []}))?;
             }
-            note(format!("error: {}", error.render()));
+            note_lines(format!("error: {}", error.render()));
             return Err(Failure::Negative);
         }
     };
@@ -46,7 +46,7 @@ pub fn matches(expression: &str, identity: Option<Identity>, facts: &[PathBuf], 
         }
     }
     let Some(error) = error else { return Ok(()) };
-    note(format!("error: {}", error.render()));
+    note_lines(format!("error: {}", error.render()));
     note("a node on which this happens keeps the machine as it is");
     Err(Failure::Negative)
 }

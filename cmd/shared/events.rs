@@ -3,7 +3,7 @@
 use machines::events::print::{About, Filter, line as as_line};
 use serde_json::Value;
 
-use super::{Format, line};
+use super::{Format, json_line, line};
 
 /// What `events` takes.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ impl Wanted {
             return;
         }
         match self.format {
-            Format::Json => line(document),
+            Format::Json => json_line(&document),
             Format::Text => line(as_line(&document)),
         }
     }

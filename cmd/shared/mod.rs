@@ -1,4 +1,8 @@
 //! What both programs share: the one place that prints, and the one that ends with an exit code.
+//!
+//! Whatever is printed may hold text from outside, so everything goes through `machines::shown` here and not in the
+//! commands: [`line`], [`note`] and [`warn`] print exactly one line, [`lines`] and [`note_lines`] those that are in the
+//! text, and only [`raw`] prints bytes as they are.
 
 #![expect(clippy::print_stderr, reason = "the only file of the programs that prints")]
 #![allow(dead_code, reason = "shared by two programs, of which each uses a part")]
@@ -11,7 +15,9 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use machines::machine::problem::{Problems, Styled};
+use machines::shown;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -49,33 +55,87 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
     };
     let mut causes = std::iter::successors(Some(&*error as &(dyn std::error::Error + 'static)), |error| error.source());
     // Faults in a file are shown with their lines.
-    if let Some(problems) = causes.find_map(|cause| cause.downcast_ref::<Problems>()) {
-        eprintln!("{}", problems.render(styled()));
-    } else {
-        eprintln!("error: {}", machines::errors::chain(&*error));
+    match causes.find_map(|cause| cause.downcast_ref::<Problems>()) {
+        Some(found) => problems(found),
+        None => note(format!("error: {}", machines::errors::chain(&*error))),
     }
     code
 }
 
+/// The arguments of a program, or the code to end with; what is wrong with them, or the help, has been printed then.
+pub fn arguments<A: clap::Parser>() -> Result<A, ExitCode> {
+    let error = match A::try_parse() {
+        Ok(arguments) => return Ok(arguments),
+        Err(error) => error,
+    };
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Ours alone, with its colours.
+        _ = error.print();
+    } else {
+        // It repeats what was typed, which may be a file's name that somebody else chose.
+        note_lines(error.render());
+    }
+    Err(u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Prints the faults of a file to standard error, each with its line. They make their own text safe, as the colours are
+/// theirs.
+pub fn problems(problems: &Problems) {
+    eprintln!("{}", problems.render(styled()));
+}
+
 /// Whether messages have colours: on a terminal, unless `NO_COLOR` is set.
-pub fn styled() -> Styled {
+fn styled() -> Styled {
     let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     if wanted && std::io::stderr().is_terminal() { Styled::Yes } else { Styled::No }
 }
 
-/// Prints a line of the result. A reader that went away (`| head`) ends the program as a signal would.
+/// Prints one line of the result, whatever is in the text. A reader that went away (`| head`) ends the program as a
+/// signal would.
 pub fn line(text: impl Display) {
+    write_line(&shown::line(&text.to_string()));
+}
+
+/// Prints lines of the result that the text itself breaks.
+pub fn lines(text: impl Display) {
+    write_line(shown::lines(&text.to_string()).trim_end_matches('\n'));
+}
+
+/// Prints a JSON document on one line.
+pub fn json_line(document: &serde_json::Value) {
+    write_line(&shown::json(&document.to_string()));
+}
+
+/// Prints a JSON document, readable.
+pub fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    write_line(&shown::json(&serde_json::to_string_pretty(value)?));
+    Ok(())
+}
+
+/// Prints bytes of the result as they are: for other programs.
+pub fn raw(bytes: &[u8]) {
     let mut output = std::io::stdout().lock();
-    if let Err(error) = writeln!(output, "{text}").and_then(|()| output.flush()) {
+    if let Err(error) = output.write_all(bytes).and_then(|()| output.flush()) {
         drop(output);
         end_without_output(&error);
     }
 }
 
-/// Prints bytes of the result as they are.
-pub fn raw(bytes: &[u8]) {
+/// Prints a value that somebody stored, and ends its last line: safely where a person reads it, else as it is.
+pub fn value(bytes: &[u8]) {
+    if std::io::stdout().is_terminal() {
+        lines(String::from_utf8_lossy(bytes));
+        return;
+    }
+    raw(bytes);
+    if !bytes.ends_with(b"\n") {
+        raw(b"\n");
+    }
+}
+
+fn write_line(text: &str) {
     let mut output = std::io::stdout().lock();
-    if let Err(error) = output.write_all(bytes).and_then(|()| output.flush()) {
+    if let Err(error) = writeln!(output, "{text}").and_then(|()| output.flush()) {
         drop(output);
         end_without_output(&error);
     }
@@ -106,18 +166,17 @@ pub fn converged_unless(complaints: &[String]) -> Result<(), Failure> {
     Err(Failure::Negative)
 }
 
-/// Prints a JSON document, readable.
-pub fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    line(serde_json::to_string_pretty(value)?);
-    Ok(())
+/// Prints a message for people to standard error, on one line whatever is in it.
+pub fn note(text: impl Display) {
+    eprintln!("{}", shown::line(&text.to_string()));
 }
 
-/// Prints a message for people to standard error.
-pub fn note(text: impl Display) {
-    eprintln!("{text}");
+/// Prints lines to standard error that the text itself breaks.
+pub fn note_lines(text: impl Display) {
+    eprintln!("{}", shown::lines(&text.to_string()).trim_end_matches('\n'));
 }
 
 /// Prints a warning to standard error.
 pub fn warn(text: impl Display) {
-    eprintln!("warning: {text}");
+    note(format!("warning: {text}"));
 }

@@ -1,6 +1,8 @@
 //! Tables and labelled lines for people: columns as wide as they need to be, and never more than 100 columns where there
 //! are blanks to break at.
 
+use machines::shown;
+
 /// What fits on a line.
 const WIDTH: usize = 100;
 /// A last column is not made narrower than this, whatever is before it.
@@ -24,7 +26,11 @@ impl Table {
 
     /// Adds a row.
     pub fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
-        self.rows.push(cells.into());
+        // As it will be printed, or the columns would be too narrow. The last one is broken at its line breaks.
+        let last = COLUMNS.saturating_sub(1);
+        let shown =
+            |(column, cell): (usize, String)| if column < last { shown::line(&cell).into_owned() } else { cell };
+        self.rows.push(cells.into_iter().enumerate().map(shown).collect());
     }
 
     /// The lines, without trailing blanks; the last column goes on below itself.
@@ -50,6 +56,7 @@ pub fn labelled(label: &str, text: &str) -> Vec<String> {
     let mut lines = vec![label.to_owned()];
     let mut length = 0;
     for word in text.split([' ', '\n']) {
+        let word = shown::line(word);
         let word_length = word.chars().count();
         if length > 0 && length + 1 + word_length > width {
             lines.push(" ".repeat(indent));
@@ -60,7 +67,7 @@ pub fn labelled(label: &str, text: &str) -> Vec<String> {
                 line.push(' ');
                 length += 1;
             }
-            line.push_str(word);
+            line.push_str(&word);
             length += word_length;
         }
     }

@@ -2,7 +2,6 @@
 //! size. Whatever the other side does, a fetch ends: it has a size cap, a total deadline and a minimum rate. What a
 //! failed or cancelled fetch wrote is removed.
 
-use std::fmt;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -22,16 +21,17 @@ use crate::digest::Sha256Digest;
 use crate::duration;
 use crate::fs::FileError;
 use crate::kv::{KvError, ObjectReader, Store};
+use crate::secret::{SecretUrl, address};
 use crate::spec::{Credentials, Source};
 
 /// Files and objects are read in pieces of this size.
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// How archives are fetched. That no certificate is checked is not among the choices.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchSettings {
     /// For `http` and `https` sources; a user and password in it are sent to the proxy.
-    pub proxy: Option<Url>,
+    pub proxy: Option<SecretUrl>,
     /// A PEM file with certificates of authorities to trust beside those of the system.
     pub ca: Option<PathBuf>,
     /// How long connecting may take, TLS included.
@@ -46,28 +46,6 @@ pub struct FetchSettings {
     pub maximum_bytes: u64,
     /// How many redirects are followed.
     pub redirects: usize,
-}
-
-impl fmt::Debug for FetchSettings {
-    /// Without the user and the password of the proxy.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let proxy = self.proxy.as_ref().map(|proxy| {
-            let host = proxy.host_str().unwrap_or_default();
-            let port = proxy.port().map(|port| format!(":{port}")).unwrap_or_default();
-            format!("{}://{host}{port}", proxy.scheme())
-        });
-        formatter
-            .debug_struct("FetchSettings")
-            .field("proxy", &proxy)
-            .field("ca", &self.ca)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("deadline", &self.deadline)
-            .field("minimum_rate_bytes_per_second", &self.minimum_rate_bytes_per_second)
-            .field("minimum_rate_window", &self.minimum_rate_window)
-            .field("maximum_bytes", &self.maximum_bytes)
-            .field("redirects", &self.redirects)
-            .finish()
-    }
 }
 
 impl Default for FetchSettings {
@@ -284,7 +262,7 @@ impl Fetcher {
             Source::Http(url) => {
                 let clients =
                     self.clients.get_or_try_init(|| async { Clients::new(&self.settings, self.certificates) }).await?;
-                http::open(clients, &self.settings, url, credentials).await.map(Body::Http)
+                http::open(clients, &self.settings, url.expose(), credentials).await.map(Body::Http)
             }
             Source::File(path) => open_file(path.clone(), shown_url).await,
             Source::Object { bucket, name } => {
@@ -369,14 +347,12 @@ impl Pace {
 /// A source for messages: without user, password, query and fragment.
 pub(super) fn describe(source: &Source) -> String {
     match source {
-        Source::Http(url) => describe_url(url),
+        Source::Http(url) => describe_url(url.expose()),
         Source::File(path) => shown(format!("file://{}", path.display()).as_bytes()),
         Source::Object { bucket, name } => shown(format!("obj://{bucket}/{name}").as_bytes()),
     }
 }
 
 pub(super) fn describe_url(url: &Url) -> String {
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let query = if url.query().is_some() { "?…" } else { "" };
-    shown(format!("{}://{}{port}{}{query}", url.scheme(), url.host_str().unwrap_or_default(), url.path()).as_bytes())
+    shown(address(url).as_bytes())
 }

@@ -80,6 +80,7 @@ fn builder(settings: &FetchSettings) -> Result<ClientBuilder, FetchError> {
         .pool_idle_timeout(std::time::Duration::from_secs(20));
     let Some(proxy) = &settings.proxy else { return Ok(builder) };
     let invalid = |reason| FetchError::InvalidProxy { reason };
+    let proxy = proxy.expose();
     if !matches!(proxy.scheme(), "http" | "https") {
         return Err(invalid(format!("the scheme is {:?}, not http or https", proxy.scheme())));
     }
@@ -90,7 +91,7 @@ fn builder(settings: &FetchSettings) -> Result<ClientBuilder, FetchError> {
 impl Clients {
     pub(super) fn new(settings: &FetchSettings, certificates: Certificates) -> Result<Self, FetchError> {
         // Without authorities no TLS connection can succeed; this client makes none, unless to a proxy.
-        let needs_tls = settings.proxy.as_ref().is_some_and(|proxy| proxy.scheme() == "https");
+        let needs_tls = settings.proxy.as_ref().is_some_and(|proxy| proxy.expose().scheme() == "https");
         let authorities = Authorities { path: settings.ca.clone() };
         let plain = if needs_tls {
             tls_client(settings, &authorities, Certificates::Checked)?
@@ -194,7 +195,7 @@ async fn request(
     // A server that compressed on the way would change the bytes that the checksum is of.
     let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
     if let Some(credentials) = credentials {
-        request = request.basic_auth(&credentials.username, Some(&credentials.password));
+        request = request.basic_auth(&credentials.username, Some(credentials.password.expose()));
     }
     // A server may take as long to begin its answer as it may stay silent later; connecting has its own limit.
     let waited = settings.minimum_rate_window.max(settings.connect_timeout);

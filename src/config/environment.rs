@@ -104,7 +104,7 @@ pub fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, Strin
         }
         // One at a time, so that a value that has the wrong form is blamed on its variable.
         let shape: Result<raw::File, toml::de::Error> = table.clone().try_into();
-        shape.map_err(|error| refuse(error.message().replace('\n', ", ")))?;
+        shape.map_err(|error| refuse(super::reason(&error)))?;
     }
     Ok(())
 }

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use crate::archive::{FetchSettings, Limits};
 use crate::control::listener;
-use crate::kv::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Secret, Target, Tls};
+use crate::kv::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Target, Tls};
 use crate::machine::problem::{Place, Problem, Problems};
 use crate::names::Identity;
-use crate::spec::Trust;
+use crate::secret::{self, Secret, SecretUrl};
+use crate::spec::{PublicKey, Trust};
 use crate::suggest::nearest;
 
 pub use changes::{Change, Effect, Setting};
@@ -128,7 +129,10 @@ impl Settings {
         variables: impl Iterator<Item = (String, String)>,
         compiled_in: Option<&str>,
     ) -> Result<Self, ConfigError> {
-        let invalid = |problems| ConfigError::Invalid(Problems::new(path, text, problems));
+        // What stands where a public key belongs may be the private one.
+        let may_be_seen = |word: &str| PublicKey::from_hex(word).is_ok();
+        let seen = secret::masked_keys(text, may_be_seen);
+        let invalid = |problems| ConfigError::Invalid(Problems::new(path, &seen, problems));
         // The file by itself first, so that its faults come with their place.
         let parsed: Result<raw::File, _> = toml::from_str(text);
         parsed.map_err(|error| invalid(vec![problem_of(text, &error)]))?;
@@ -137,7 +141,7 @@ impl Settings {
         environment::overlay(&mut table, variables.iter().cloned())?;
         let raw: raw::File = table.try_into().map_err(|error: toml::de::Error| ConfigError::Environment {
             variable: "MACHINESD_*".to_owned(),
-            reason: error.message().to_owned(),
+            reason: reason(&error),
         })?;
         let mut problems = Vec::new();
         let mut overlaid = None;
@@ -174,6 +178,7 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
     let trust = trust.map_err(|error| fault("trust", "public_keys", error.to_string())).ok();
     let sync = sync(raw.sync, fault);
     let proxy = raw.fetch.proxy.as_deref().map(url::Url::parse).transpose();
+    let proxy = proxy.map(|proxy| proxy.map(SecretUrl::new));
     let proxy = proxy.map_err(|error| fault("fetch", "proxy", error.to_string())).ok();
     for (key, is_zero) in [
         ("archive_bytes", raw.archive.archive_bytes == 0),
@@ -364,7 +369,15 @@ fn problem_of(text: &str, error: &toml::de::Error) -> Problem {
             None => problem.help(format!("known are: {}", known.join(", "))),
         };
     }
-    Problem::new(place, error.message().replace('\n', ", "))
+    Problem::new(place, reason(error))
+}
+
+/// What the parser says, without the text that it quotes: that may be a secret, and the place shows where it stands.
+fn reason(error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', ", ");
+    let Some((before, quoted)) = message.split_once(": string \"") else { return message };
+    let after = quoted.rfind('"').and_then(|end| quoted.get(end + 1..)).unwrap_or_default();
+    format!("{before}: a text{after}")
 }
 
 fn place_at(text: &str, offset: usize) -> Place {

@@ -3,6 +3,7 @@
 //! Prometheus and to those who turn switches; `metrics` is what Prometheus reads, there and in files.
 
 pub mod client;
+pub mod health;
 mod http;
 pub mod listener;
 pub mod metrics;
@@ -28,6 +29,8 @@ pub struct Status {
     pub store: Connection,
     /// What became of the events on their way to NATS.
     pub events: Deliveries,
+    /// Whether all is well, and every reason why not.
+    pub health: health::Health,
     /// `None` where no specification is followed.
     pub sync: Option<SyncStatus>,
     pub machines: Vec<Report>,

@@ -23,6 +23,7 @@ use crate::names::{Identity, MachineName};
 use crate::spec::Trust;
 use crate::sync::{Purge, Reconciler, Removals, nothing_published};
 
+use super::health::Health;
 use super::http::{self, Body, Lifetime, Limits, body, json, refuse};
 use super::{Follows, RemovalConsent, Status, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest, Why};
 
@@ -128,14 +129,18 @@ async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Response<Body> {
 }
 
 fn status(api: &Api) -> Status {
+    let store = api.store.connection();
+    let sync = api.sync.as_ref().map(|sync| sync.reconciler.status());
+    let machines = api.host.reports();
     Status {
         identity: api.identity.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: api.started,
-        store: api.store.connection(),
+        health: Health::of(&store, sync.as_ref(), &machines),
+        store,
         events: api.bus.delivery().count(),
-        sync: api.sync.as_ref().map(|sync| sync.reconciler.status()),
-        machines: api.host.reports(),
+        sync,
+        machines,
     }
 }
 

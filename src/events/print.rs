@@ -74,7 +74,7 @@ pub fn line(event: &Value) -> String {
     format!("{identity} {machine}#{} {}", text("name"), parts.join(", "))
 }
 
-/// Anyone may have written it: nothing in it may move a terminal's cursor.
+/// Anyone may have written it.
 fn shown(value: &Value) -> String {
     let text = match value {
         Value::String(text) => text.clone(),
@@ -84,12 +84,7 @@ fn shown(value: &Value) -> String {
         }
         other => other.to_string(),
     };
-    let mut characters = text.chars().map(|character| if character.is_control() { ' ' } else { character });
-    let mut cut: String = characters.by_ref().take(MAXIMUM_VALUE).collect();
-    if characters.next().is_some() {
-        cut.push('…');
-    }
-    cut
+    crate::shown::cut(&text, MAXIMUM_VALUE)
 }
 
 #[cfg(test)]
@@ -112,7 +107,7 @@ mod tests {
     #[test]
     fn lines_are_those_of_the_reference() {
         assert_eq!(line(&transition()), "web1 facts transitioned via event go: A => B");
-        assert_eq!(line(&state()), "web1 facts#run command: ./run.sh  [2J, previous: success ran: 0.002s");
+        assert_eq!(line(&state()), "web1 facts#run command: ./run.sh \\x1b[2J, previous: success ran: 0.002s");
         let machines = json!({"data": {
             "identity": "web1", "machine": "manager", "name": "machines", "type": "machines", "machines": ["a", "b"],
             "previous_outcome": "updated",

@@ -89,16 +89,11 @@ impl ExpressionError {
     /// The message, the line of the expression and a caret under the place.
     pub fn render(&self) -> String {
         let line = self.expression.split('\n').nth(self.line() - 1).unwrap_or_default();
-        // A screenful around the place is enough, and a terminal never gets control characters.
+        // A screenful around the place is enough.
         let skipped = self.column().saturating_sub(60);
-        let shown: String = line
-            .chars()
-            .skip(skipped)
-            .take(90)
-            .map(|character| if character.is_control() { '\u{fffd}' } else { character })
-            .collect();
+        let shown: String = crate::shown::columns(line).chars().skip(skipped).take(90).collect();
         let indent = " ".repeat(self.column().saturating_sub(1 + skipped));
-        format!("{}\n  {shown}\n  {indent}^", self.problem)
+        format!("{}\n  {shown}\n  {indent}^", crate::shown::line(&self.problem.to_string()))
     }
 
     fn before(&self) -> &str {

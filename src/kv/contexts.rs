@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer};
 
 use super::KvError;
-use super::settings::Secret;
 use crate::fs;
+use crate::secret::Secret;
 
 /// Contexts are small; a larger file is something else.
 const MAXIMUM_BYTES: u64 = 64 * 1024;

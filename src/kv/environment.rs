@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::KvError;
 use super::contexts::Context;
-use super::settings::{ConnectionSettings, Credentials, Nkey, Secret, Target, Tls};
+use super::settings::{ConnectionSettings, Credentials, Nkey, Target, Tls};
+use crate::secret::Secret;
 
 /// Finds a variable's value. `|name| std::env::var(name).ok()` in programs.
 pub type EnvironmentLookup<'a> = &'a dyn Fn(&str) -> Option<String>;

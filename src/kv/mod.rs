@@ -25,7 +25,7 @@ pub use contexts::Context;
 pub use environment::EnvironmentLookup;
 pub use error::KvError;
 pub use names::{check_bucket, check_key, pattern_matches};
-pub use settings::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Secret, Target, Tls};
+pub use settings::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Target, Tls};
 pub use slots::{
     Claim, DEFAULT_COLLECTIVE, GovernorSettings, GovernorStatus, HeldSlot, MAXIMUM_CAPACITY, MAXIMUM_EXPIRE,
     MINIMUM_EXPIRE, Owner, Slots, Taken,

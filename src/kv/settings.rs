@@ -6,30 +6,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use url::Url;
-use zeroize::Zeroizing;
 
 use super::KvError;
-
-/// A text that debug output hides and that is wiped from memory when dropped.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(Zeroizing::new(text.into()))
-    }
-
-    /// The text itself, for the one place that sends it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("(hidden)")
-    }
-}
+use crate::secret::{Secret, looks_like_seed};
 
 /// Which store.
 #[derive(Clone, PartialEq, Eq)]
@@ -90,12 +69,25 @@ fn parse_server(text: &str) -> Result<Url, KvError> {
 }
 
 fn invalid(text: &str, reason: &str) -> KvError {
-    // What is before an '@' may be a password.
     let url = match text.rsplit_once('@') {
-        Some((_, host)) => format!("…@{host}"),
-        None => text.chars().take(200).collect(),
+        // What is before an '@' may be a password, and so may what is behind a host where no port can be.
+        Some((_, host)) => format!("…@{}", without_port(host)),
+        None => without_port(text),
     };
     KvError::InvalidUrl { url, reason: reason.to_owned() }
+}
+
+/// An address with nothing behind its host but a port.
+fn without_port(text: &str) -> String {
+    let text: String = text.chars().take(200).collect();
+    let host_starts = text.find("://").map_or(0, |scheme| scheme + "://".len());
+    let (scheme, rest) = text.split_at(host_starts);
+    match rest.split_once(':') {
+        Some((host, port)) if !port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            format!("{scheme}{host}:…")
+        }
+        _ => crate::secret::masked(&text).into_owned(),
+    }
 }
 
 fn display_server(server: &Url) -> String {
@@ -113,13 +105,13 @@ pub enum Nkey {
 impl Nkey {
     /// Reads what `NATS_NKEY` and contexts may hold: a user seed (`SU…`) itself or the path of a file with one.
     pub fn from_text(text: &str) -> Self {
-        if looks_like_seed(text) { Self::Seed(Secret::new(text)) } else { Self::File(PathBuf::from(text)) }
+        if is_user_seed(text) { Self::Seed(Secret::new(text)) } else { Self::File(PathBuf::from(text)) }
     }
 }
 
-/// Whether a text has the form of a user's nkey seed: 58 characters of base 32, of which the first are `SU`.
-pub(super) fn looks_like_seed(text: &str) -> bool {
-    text.len() == 58 && text.starts_with("SU") && text.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'))
+/// Whether a text has the form of a user's nkey seed.
+pub(super) fn is_user_seed(text: &str) -> bool {
+    looks_like_seed(text) && text.starts_with("SU")
 }
 
 /// Who we are to the NATS server.
@@ -220,7 +212,9 @@ mod tests {
         assert!(!format!("{settings:?}").contains("hunter2"));
         settings.credentials = Credentials::Token(Secret::new("hunter2"));
         assert!(!format!("{settings:?}").contains("hunter2"));
-        let error = Target::parse("http://ann:hunter2@a").unwrap_err();
-        assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
+        for text in ["http://ann:hunter2@a", "nats://ann:hunter2", "ann:hunter2", "nats://ann:hunter2@a:hunter2"] {
+            let error = Target::parse(text).unwrap_err();
+            assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
+        }
     }
 }

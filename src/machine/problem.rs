@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
+use crate::{secret, shown};
+
 use super::rule::{INVALID_DEFINITION, Rule, Severity, Stage};
 
 /// Source lines are cut to this many columns around the fault.
@@ -61,6 +63,7 @@ impl Problem {
 pub struct Problems {
     pub path: PathBuf,
     pub problems: Vec<Problem>,
+    /// As it may be seen.
     source: String,
 }
 
@@ -89,7 +92,8 @@ impl Problems {
     /// Faults of the file at `path`, whose text is kept for the rendering; sorted by place.
     pub fn new(path: &Path, source: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.place);
-        Self { path: path.to_owned(), problems, source: source.to_owned() }
+        // With as many characters in each line as before, so that the places hold.
+        Self { path: path.to_owned(), problems, source: secret::masked_source(&shown::columns(source)).into_owned() }
     }
 
     /// Every fault with its source line underlined, as compilers print it.
@@ -99,13 +103,13 @@ impl Problems {
             Styled::No => Renderer::plain(),
         };
         let renderer = renderer.term_width(WIDTH);
-        let path = self.path.display().to_string();
+        let path = shown::line(&self.path.display().to_string()).into_owned();
         let rendered = self.problems.iter().map(|problem| {
             let level = match problem.severity() {
                 Severity::Error => Level::ERROR,
                 Severity::Warning => Level::WARNING,
             };
-            let mut title = level.primary_title(problem.message.as_str());
+            let mut title = level.primary_title(shown::line(&problem.message).into_owned());
             // What a node refuses explains itself; what the checker thinks of it can be looked up.
             if problem.rule.stage == Stage::Model {
                 title = title.id(problem.rule.id);
@@ -121,7 +125,7 @@ impl Problems {
                 None => title.element(Level::NOTE.message(format!("in {path}"))),
             };
             if let Some(help) = &problem.help {
-                group = group.element(Level::HELP.message(help.as_str()));
+                group = group.element(Level::HELP.message(shown::line(help).into_owned()));
             }
             renderer.render(&[group])
         });

@@ -6,6 +6,8 @@ use std::fmt;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use zeroize::Zeroizing;
 
+use crate::secret::looks_like_seed;
+
 /// The public key of the worked example in the reference's documentation. Its private key is printed beside it, so a
 /// signature by it proves nothing.
 pub const EXAMPLE_PUBLIC_KEY: &str = "64031219d4922eed63a5f567303e98607c632139c01bc9fa4ca2514c2d9d30da";
@@ -17,21 +19,25 @@ pub struct PublicKey(VerifyingKey);
 /// An ed25519 private key. Wiped from memory when dropped, hidden in debug output.
 pub struct SecretKey(SigningKey);
 
-/// Why a key can't be used. No message repeats a private key.
+/// Why a key can't be used. No message repeats what is not a public key for sure.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    #[error("the {kind} has {found} characters; it must have {expected} hexadecimal digits")]
-    Length { kind: &'static str, found: usize, expected: usize },
+    #[error("the {kind} has {found} characters{resembles}; it must have {expected} hexadecimal digits")]
+    Length { kind: &'static str, found: usize, expected: usize, resembles: Resemblance },
     #[error("the {kind} has characters that are not hexadecimal digits")]
     NotHexadecimal { kind: &'static str },
     #[error(
-        "public key {key} is not a point of the ed25519 curve in its one valid form; check that it was copied whole"
+        "the public key has 64 hexadecimal digits and is no point of the ed25519 curve in its one valid form; check that \
+         it was copied whole, and that it is not the seed of a private key"
     )]
-    NotAPoint { key: String },
+    NotAPoint,
     #[error(
-        "public key {key} is weak: signatures that verify with it can be made by anyone; make a pair with \"mms keys\""
+        "the public key is weak: signatures that verify with it can be made by anyone; check that it is not the seed of \
+         a private key, or make a pair with \"mms keys\""
     )]
-    Weak { key: String },
+    Weak,
+    #[error("key {number} of the list: {source}")]
+    InList { number: usize, source: Box<Self> },
     #[error("the private key does not belong to the public key in its second half; check that it was copied whole")]
     Inconsistent,
     #[error(
@@ -50,6 +56,41 @@ pub enum KeyError {
     Entropy { reason: String },
 }
 
+/// What a text that is no key looks like, for who mistook it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resemblance {
+    PrivateKey,
+    NkeySeed,
+    Nkey,
+    Pem,
+    Nothing,
+}
+
+impl Resemblance {
+    fn of(text: &str) -> Self {
+        let is_hexadecimal = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match text.len() {
+            _ if text.contains("-----BEGIN") => Self::Pem,
+            128 if is_hexadecimal => Self::PrivateKey,
+            58 if looks_like_seed(text) => Self::NkeySeed,
+            56 if text.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7')) => Self::Nkey,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+impl fmt::Display for Resemblance {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::PrivateKey => " and looks like a PRIVATE key, which belongs to the operator alone",
+            Self::NkeySeed => " and looks like the SECRET seed of an nkey, which is for [kv] nkey",
+            Self::Nkey => " and looks like a public nkey of NATS, which is something else",
+            Self::Pem => " and looks like a file in PEM format",
+            Self::Nothing => "",
+        })
+    }
+}
+
 impl PublicKey {
     /// Reads 64 hexadecimal digits of either case; white space around them is ignored, since keys come from files.
     ///
@@ -58,15 +99,14 @@ impl PublicKey {
     pub fn from_hex(text: &str) -> Result<Self, KeyError> {
         let mut bytes = [0u8; 32];
         decode("public key", text, &mut bytes)?;
-        let key = || hex::encode(bytes);
-        let verifying = VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::NotAPoint { key: key() })?;
+        let verifying = VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::NotAPoint)?;
         let point = verifying.to_edwards();
         // One key must have one spelling, or "how many distinct keys signed" could be answered wrongly.
         if point.compress().to_bytes() != bytes {
-            return Err(KeyError::NotAPoint { key: key() });
+            return Err(KeyError::NotAPoint);
         }
         if verifying.is_weak() || !point.is_torsion_free() {
-            return Err(KeyError::Weak { key: key() });
+            return Err(KeyError::Weak);
         }
         Ok(Self(verifying))
     }
@@ -146,7 +186,12 @@ impl fmt::Debug for SecretKey {
 fn decode(kind: &'static str, text: &str, bytes: &mut [u8]) -> Result<(), KeyError> {
     let text = text.trim();
     if text.len() != bytes.len() * 2 {
-        return Err(KeyError::Length { kind, found: text.chars().count(), expected: bytes.len() * 2 });
+        return Err(KeyError::Length {
+            kind,
+            found: text.chars().count(),
+            expected: bytes.len() * 2,
+            resembles: Resemblance::of(text),
+        });
     }
     hex::decode_to_slice(text, bytes).map_err(|_| KeyError::NotHexadecimal { kind })
 }

@@ -10,6 +10,7 @@ use super::{place, raw};
 use crate::digest::Sha256Digest;
 use crate::expr::{MatchExpression, Scope};
 use crate::names::{GovernorName, MachineName};
+use crate::secret::{Secret, SecretUrl, masked};
 
 /// The checksums file of an archive; the format knows no other.
 const CHECKSUMS_FILE: &str = "SHA256SUMS";
@@ -20,8 +21,8 @@ const SOURCE_MAXIMUM_BYTES: usize = 2048;
 /// Where an archive comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// `https://` or `http://`.
-    Http(url::Url),
+    /// `https://` or `http://`; shown without what may be secret in it.
+    Http(SecretUrl),
     /// `file:///absolute/path`.
     File(PathBuf),
     /// `obj://BUCKET/NAME`, a NATS object store.
@@ -40,9 +41,9 @@ impl Source {
     /// Reads `https://…`, `http://…`, `file:///absolute/path` or `obj://BUCKET/NAME`.
     ///
     /// # Errors
-    /// Quotes the text and says what is wrong with it.
+    /// Quotes the text, without what is secret in it, and says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, SourceError> {
-        read_source(text).map_err(|reason| SourceError { text: text.chars().take(200).collect(), reason })
+        read_source(text).map_err(|reason| SourceError { text: masked(text).chars().take(200).collect(), reason })
     }
 }
 
@@ -56,17 +57,11 @@ impl fmt::Display for Source {
     }
 }
 
-/// Basic authentication for the download. Debug output hides the password.
-#[derive(Clone, PartialEq, Eq)]
+/// Basic authentication for the download.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub username: String,
-    pub password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
-    }
+    pub password: Secret,
 }
 
 /// One validated entry of the specification.
@@ -227,7 +222,7 @@ impl Checked<'_, '_> {
             self.problem(Some("username"), reason.to_owned());
             return None;
         }
-        Some(Credentials { username, password })
+        Some(Credentials { username, password: Secret::new(password) })
     }
 }
 
@@ -265,7 +260,7 @@ fn http_source(text: &str) -> Result<Source, String> {
         // URLs are logged and shown; the two keys are not.
         return Err("it contains a user name or password; put them into \"username\" and \"password\"".into());
     }
-    Ok(Source::Http(url))
+    Ok(Source::Http(SecretUrl::new(url)))
 }
 
 fn file_source(text: &str, rest: &str) -> Result<Source, String> {

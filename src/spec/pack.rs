@@ -117,7 +117,7 @@ fn warnings(machines: &[ManagedMachine], key: Option<&SecretKey>) -> Vec<PackWar
     }
     for machine in machines {
         let name = machine.name.clone();
-        let plain = matches!(&machine.source, Source::Http(url) if url.scheme() == "http");
+        let plain = matches!(&machine.source, Source::Http(url) if url.expose().scheme() == "http");
         if machine.credentials.is_some() {
             warnings.push(PackWarning::ReadablePassword { name: name.clone() });
         }

@@ -19,8 +19,8 @@ impl Trust {
     /// leave none.
     pub fn from_settings(public_keys: &[String]) -> Result<Self, KeyError> {
         let mut keys = Vec::new();
-        for text in public_keys {
-            let key = trusted(text)?;
+        for (index, text) in public_keys.iter().enumerate() {
+            let key = trusted(text).map_err(|error| in_list(error, index, public_keys))?;
             if !keys.contains(&key) {
                 keys.push(key);
             }
@@ -42,8 +42,8 @@ impl Trust {
             return Err(KeyError::CompiledInEmpty);
         }
         let key = trusted(compiled_in)?;
-        for text in public_keys {
-            let configured = trusted(text)?;
+        for (index, text) in public_keys.iter().enumerate() {
+            let configured = trusted(text).map_err(|error| in_list(error, index, public_keys))?;
             if configured != key {
                 let (compiled_in, configured) = (key.to_hex(), configured.to_hex());
                 return Err(KeyError::CompiledInDiffers { compiled_in, configured });
@@ -51,6 +51,11 @@ impl Trust {
         }
         Ok(Self::Keys(vec![key]))
     }
+}
+
+/// As the text itself is not repeated, its place is told where there are several.
+fn in_list(error: KeyError, index: usize, list: &[String]) -> KeyError {
+    if list.len() == 1 { error } else { KeyError::InList { number: index + 1, source: Box::new(error) } }
 }
 
 fn trusted(text: &str) -> Result<PublicKey, KeyError> {

@@ -30,7 +30,7 @@ use crate::fs::FileError;
 use crate::governor::{GovernorError, Slot};
 use crate::journal::DatabaseError;
 use crate::names::{GovernorName, MachineName};
-use crate::spec::{ManagedMachine, Source};
+use crate::spec::ManagedMachine;
 
 /// How long a step waits for its governor's slot, as in the reference; then it has failed, and is tried again later.
 const SLOT_PATIENCE: Duration = Duration::from_mins(5);
@@ -116,26 +116,15 @@ async fn put_in_place(memory: &Arc<Memory>, turn: &Turn, entry: &ManagedMachine)
 
     let fetched = memory.fetcher.fetch(&entry.source, entry.credentials.as_ref(), &staging.archive()).await?;
     if fetched.digest != entry.checksum {
-        let from = shown(&entry.source);
+        let from = entry.source.to_string();
         return Err(StepError::Checksum { from, expected: entry.checksum, got: fetched.digest });
     }
-    let from = shown(&entry.source);
+    let from = &entry.source;
     tracing::info!(machine = %entry.name, bytes = fetched.bytes, "downloaded {from}: its checksum holds");
 
     let name = entry.name.clone();
     let work = move |memory: &Memory| install_staged(memory, &staging, &name, checksum, verify_checksum);
     blocking(memory, turn, work).await?
-}
-
-/// The source as it may stand in a log: without what can hold a secret.
-fn shown(source: &Source) -> String {
-    match source {
-        Source::Http(url) => {
-            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-            format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
-        }
-        Source::File(_) | Source::Object { .. } => source.to_string(),
-    }
 }
 
 /// Flips to a copy that the store still has, as after a rollback or after a crash just before the flip. Only one whose

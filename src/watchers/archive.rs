@@ -19,6 +19,7 @@ use crate::machine::watcher::{
 };
 use crate::names::MachineName;
 use crate::notices::{Following, Notices};
+use crate::secret::Secret;
 use crate::spec::{Credentials, Source};
 
 use super::governed::{Governed, five_minutes};
@@ -100,7 +101,6 @@ struct Watched {
 /// What is wanted, its templates rendered.
 #[derive(Clone)]
 struct Archive {
-    shown_source: String,
     source: Source,
     credentials: Option<Credentials>,
     checksum: Sha256Digest,
@@ -141,7 +141,7 @@ impl Properties {
                 None
             })
         };
-        let shown_source = text("source", &self.source);
+        let source = text("source", &self.source);
         let checksum = text("checksum", &self.checksum);
         let verify_checksum = text("verify_checksum", &self.verify_checksum);
         let creates = text("creates", &self.creates);
@@ -150,7 +150,7 @@ impl Properties {
         let username = self.username.as_ref().and_then(|username| text("username", username));
         let password = self.password.as_ref().and_then(|password| text("password", password));
         let mut note = |key: &'static str, fault: String| faults.push((key, fault));
-        let source = shown_source
+        let source = source
             .as_deref()
             .and_then(|text| Source::parse(text).map_err(|error| note("source", error.to_string())).ok());
         let mut digest = |key: &'static str, text: Option<String>| {
@@ -174,12 +174,12 @@ impl Properties {
         if self.username.is_some() != self.password.is_some() {
             note("username", "username and password belong together".to_owned());
         }
-        let credentials = username.zip(password).map(|(username, password)| Credentials { username, password });
-        let archive = match (shown_source, source, checksum, verify_checksum, creates, target) {
-            (Some(shown_source), Some(source), Some(checksum), Some(verify_checksum), Some(creates), Some(target))
-                if faults.is_empty() =>
-            {
-                Some(Archive { shown_source, source, credentials, checksum, verify_checksum, creates, target })
+        let credentials = username
+            .zip(password)
+            .map(|(username, password)| Credentials { username, password: Secret::new(password) });
+        let archive = match (source, checksum, verify_checksum, creates, target) {
+            (Some(source), Some(checksum), Some(verify_checksum), Some(creates), Some(target)) if faults.is_empty() => {
+                Some(Archive { source, credentials, checksum, verify_checksum, creates, target })
             }
             _ => None,
         };
@@ -277,7 +277,7 @@ impl Archive {
         if fetched.digest != self.checksum {
             return Err(format!(
                 "checksum of {} does not match: expected {}, got {}",
-                self.shown_source, self.checksum, fetched.digest
+                self.source, self.checksum, fetched.digest
             ));
         }
         let unpacked = staging.join("unpacked");

@@ -68,7 +68,8 @@ async fn live(directory: &Path, narrator: &narrator::Narrator) -> Result<(), Fai
     let parts = Parts::open(&settings).await?;
     let store = std::sync::Arc::clone(&parts.store);
     workshop.publish(&store).await?;
-    line("The daemon starts. From here on it tells what it does:\n");
+    line("The daemon starts. From here on it tells what it does:");
+    line("");
     let daemon = Daemon::start(&settings, parts).await?;
     let spoke = async {
         tokio::select! {

@@ -108,7 +108,8 @@ impl Workshop {
             result => result?,
         };
         let revision = bucket.put(KEY, Bytes::from(envelope.trim_ascii_end().to_vec())).await?;
-        line(format!("kv put     {BUCKET} {KEY}: revision {revision}\n"));
+        line(format!("kv put     {BUCKET} {KEY}: revision {revision}"));
+        line("");
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use machines::kv::{Bucket, BucketSettings, CreateDatabase, WatchEvent};
 
 use crate::arguments::KvCommand;
 use crate::input::Input;
-use crate::shared::{Failure, Format, json, line, note, raw};
+use crate::shared::{self, Failure, Format, json, json_line, line, note, raw};
 use crate::store;
 
 pub async fn run(url: Option<&str>, command: KvCommand) -> Result<(), Failure> {
@@ -31,19 +31,19 @@ pub async fn run(url: Option<&str>, command: KvCommand) -> Result<(), Failure> {
         KvCommand::Put { bucket, key, value } => {
             let value = read_value(&value)?;
             open(url, &bucket).await?.put(&key, value.clone()).await?;
-            echo(&value);
+            shared::value(&value);
             Ok(())
         }
         KvCommand::Create { bucket, key, value } => {
             let value = read_value(&value)?;
             open(url, &bucket).await?.create(&key, value.clone()).await?;
-            echo(&value);
+            shared::value(&value);
             Ok(())
         }
         KvCommand::Update { bucket, key, value, revision } => {
             let value = read_value(&value)?;
             open(url, &bucket).await?.update(&key, value.clone(), revision).await?;
-            echo(&value);
+            shared::value(&value);
             Ok(())
         }
         KvCommand::Get { bucket, key, raw: true, .. } => {
@@ -57,7 +57,7 @@ pub async fn run(url: Option<&str>, command: KvCommand) -> Result<(), Failure> {
                 Format::Text => {
                     line(print::heading(&entry));
                     line("");
-                    echo(&entry.value);
+                    shared::value(&entry.value);
                     Ok(())
                 }
             }
@@ -137,14 +137,6 @@ fn read_value(value: &str) -> Result<Bytes, Failure> {
     Ok(content.into())
 }
 
-/// Prints a value, ending its last line.
-fn echo(value: &[u8]) {
-    raw(value);
-    if !value.ends_with(b"\n") {
-        line("");
-    }
-}
-
 async fn watch(url: Option<&str>, bucket: &str, pattern: &str, format: Format) -> Result<(), Failure> {
     let handle = open(url, bucket).await?;
     // A watch would wait for a bucket that does not exist; here it is a typing error.
@@ -152,7 +144,7 @@ async fn watch(url: Option<&str>, bucket: &str, pattern: &str, format: Format) -
     let mut events = handle.watch(pattern).await?;
     while let Some(event) = events.next().await {
         match (event, format) {
-            (WatchEvent::Entry(entry), Format::Json) => line(print::document(&entry)),
+            (WatchEvent::Entry(entry), Format::Json) => json_line(&print::document(&entry)),
             (WatchEvent::Entry(entry), Format::Text) => line(print::change(&entry)),
             (WatchEvent::Current, _) => {}
             (WatchEvent::Interrupted(reason), _) => note(format!("interrupted, trying again: {reason}")),

@@ -105,14 +105,7 @@ fn moment(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// A value for one line of a terminal: what could move the cursor is replaced.
+/// A value for one line of a terminal.
 pub fn one_line(value: &[u8], limit: usize) -> String {
-    let text = String::from_utf8_lossy(value);
-    let text = text.trim_end();
-    let clean = |character: char| if character.is_control() { '\u{fffd}' } else { character };
-    let mut shown: String = text.chars().take(limit).map(clean).collect();
-    if text.chars().nth(limit).is_some() {
-        shown.push('…');
-    }
-    shown
+    machines::shown::cut(String::from_utf8_lossy(value).trim_end(), limit)
 }

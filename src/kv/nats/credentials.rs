@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::fs;
 use crate::kv::KvError;
-use crate::kv::settings::{ConnectionSettings, Credentials, Nkey, Tls, looks_like_seed};
+use crate::kv::settings::{ConnectionSettings, Credentials, Nkey, Tls, is_user_seed};
 
 /// Credentials and certificates are small.
 const MAXIMUM_BYTES: u64 = 1024 * 1024;
@@ -31,7 +31,7 @@ pub(super) fn authenticate(
         Credentials::Nkey(Nkey::Seed(seed)) => options.nkey(seed.expose().to_owned()),
         Credentials::Nkey(Nkey::File(path)) => {
             let content = read("nkey", path)?;
-            match content.lines().map(str::trim).find(|line| looks_like_seed(line)) {
+            match content.lines().map(str::trim).find(|line| is_user_seed(line)) {
                 Some(seed) => options.nkey(seed.to_owned()),
                 None => {
                     let reason = "it holds no seed of a user (58 characters that begin with SU)";
