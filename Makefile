@@ -9,11 +9,16 @@ DENY := $(or $(shell command -v cargo-deny 2>/dev/null),$(TOOLS)/bin/cargo-deny)
 # Where the tests and the benchmark find the nats-server that `make tools` fetched.
 export MACHINES_TOOLS := $(TOOLS)
 
+# How many times as often as the normal suite `make soak` does what may go wrong only sometimes.
+SOAK ?= 20
+# `make soak` runs the tests that count: their files and names.
+SOAKED := --test crash
+
 .DEFAULT_GOAL := help
-.PHONY: help dev tools test lint fmt clippy docs deny advisories bench
+.PHONY: help dev tools test lint fmt clippy docs deny advisories bench attack soak
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf 'make %-12s%s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf 'make %-12s%s\n' "$$name" "$$text"; done
 
 dev: ## everything on this machine, explained while it runs: keys, archive, specification, daemon
 	$(CARGO) run --release --bin machinesd -- dev
@@ -46,3 +51,9 @@ advisories: $(DENY) ## ask the RustSec database about the dependencies; needs th
 
 bench: tools ## measure the budgets against the real binaries, as a table
 	$(CARGO) bench --bench budgets
+
+attack: tools ## attack the real daemon and print what it stood; BASE=path/to/machinesd to compare with another build
+	MACHINES_ATTACK_BASE='$(if $(BASE),$(abspath $(BASE)))' $(CARGO) bench --bench attack
+
+soak: tools ## the tests that kill, race and mutate, SOAK=20 times as long
+	MACHINES_SOAK=$(SOAK) $(CARGO) test $(SOAKED) -- --nocapture
