@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 
-pub use beneath::{Attributes, Beneath, PlainFile};
+pub use beneath::{Attributes, Beneath, PlainFile, give_directory};
 pub use directory::{Directory, Lock};
 pub use trusted::Distrust;
 

@@ -1,6 +1,5 @@
 //! The command line of `machinesd`.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -157,13 +156,6 @@ pub enum Command {
         /// How the result is printed.
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
-    },
-    /// Limit this process and become a command; the daemon starts itself so.
-    #[command(name = machines::process::helper::COMMAND, hide = true)]
-    ExecHelper {
-        order: String,
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-        command: Vec<OsString>,
     },
     /// Show the version.
     #[command(after_help = "Example: machinesd version --verbose")]

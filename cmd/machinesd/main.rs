@@ -27,21 +27,23 @@ use std::process::ExitCode;
 
 use arguments::{Arguments, Command};
 use machines::control::{RemovalConsent, Span};
+use machines::process::helper;
 use shared::{Failure, Format, finish};
 
 fn main() -> ExitCode {
+    // Each command that a watcher runs starts here, so nothing is read or made before it.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == helper::COMMAND) {
+        return match helper::run(words) {
+            Ok(code) => code,
+            Err(misuse) => finish(Err(Failure::Usage(misuse.into()))),
+        };
+    }
     let arguments: Arguments = match shared::arguments() {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    match arguments.command {
-        Command::ExecHelper { order, command } => {
-            let error = machines::process::helper::become_command(&order, command);
-            shared::note(machines::errors::chain(&error));
-            ExitCode::from(machines::process::helper::EXIT_CODE)
-        }
-        command => finish(dispatch(command)),
-    }
+    finish(dispatch(arguments.command))
 }
 
 fn dispatch(command: Command) -> Result<(), Failure> {
@@ -69,8 +71,6 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             let removals = if allow_removals { RemovalConsent::Allowed } else { RemovalConsent::Guarded };
             ask::sync(&socket.socket, removals, format)
         }
-        // Before this, in `main`.
-        Command::ExecHelper { .. } => Ok(()),
         Command::Version { format: Format::Json, .. } => version::document(),
         Command::Version { verbose, format: Format::Text } => {
             version::version(verbose);

@@ -208,6 +208,46 @@ impl PlainFile {
     }
 }
 
+/// Makes the directory `name` in `base` for a user, private to him, unless he has it already. Nothing that stands there is
+/// given away: he may have put it there himself, to have it.
+///
+/// # Errors
+/// When something else than his directory is there, or what the system says.
+pub fn give_directory(base: &Path, name: &str, user: u32, group: u32) -> Result<()> {
+    let path = base.join(name);
+    let refuse = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidInput, reason)).on("use", &path);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let base = rustix::fs::open(base, flags, Mode::empty()).map_err(io::Error::from).on("open", base)?;
+    let made = match rustix::fs::mkdirat(&base, name, Mode::RWXU) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(error) => return Err(error.into()).on("create directory", &path),
+    };
+    let directory = match rustix::fs::openat(&base, name, DIRECTORY_FLAGS, Mode::empty()) {
+        Err(Errno::LOOP | Errno::NOTDIR) => {
+            return refuse("it is not a directory, and links are not followed here; remove it".to_owned());
+        }
+        opened => File::from(opened.map_err(io::Error::from).on("open", &path)?),
+    };
+    let metadata = directory.metadata().on("inspect", &path)?;
+    if metadata.uid() == user {
+        return Ok(());
+    }
+    // One that we made and did not get to give is empty, and as private as on the first day.
+    let is_ours = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o7777 == 0o700;
+    let is_empty = || {
+        let entries = rustix::fs::Dir::read_from(&directory).into_iter().flatten();
+        entries.filter_map(std::result::Result::ok).all(|entry| [c".", c".."].contains(&entry.file_name()))
+    };
+    let may_give = is_ours && (made || is_empty());
+    if !may_give {
+        let owner = metadata.uid();
+        return refuse(format!("it belongs to user {owner}, not to user {user}; remove it, or chown it yourself"));
+    }
+    std::os::unix::fs::fchown(&directory, Some(user), Some(group)).on("set the owner of", &path)?;
+    rustix::fs::fsync(&base).map_err(io::Error::from).on("flush the directory of", &path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

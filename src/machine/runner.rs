@@ -83,7 +83,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Stops the watchers (commands are killed with their process groups) and keeps the data.
+    /// Stops the watchers (commands are ended with all that they started) and keeps the data.
     pub async fn stop(mut self) {
         _ = self.remote.commands.send(Command::Stop).await;
         if let Some(task) = self.task.take() {

@@ -550,6 +550,7 @@ impl Task {
         self.presence = None;
         self.background.shutdown().await;
         self.checks.shutdown().await;
+        self.setup.services.commands.settled().await;
         if !self.keeper.finish(self.data.snapshot()).await {
             tracing::warn!(machine = self.name(), "its data was not written in time");
         }

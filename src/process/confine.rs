@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::unistd::{Gid, Group, Uid, User};
 
-use super::helper::Order;
+use super::order::{Privileges, Rights};
 use super::tree;
 
 /// A user or a group, as a machine names it.
@@ -71,24 +71,33 @@ pub enum ConfineError {
     TasksOfRoot,
 }
 
+/// Who counts the tasks of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TaskCount {
+    /// The kernel, those of the command alone.
+    OfCommand,
+    /// The kernel, those of the command's user.
+    OfUser,
+}
+
 /// What is asked for, in the kernel's numbers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Resolved {
-    pub order: Order,
-    /// The owner of the files that are made for the command, when it is not the daemon's user.
+    pub rights: Rights,
+    /// User and group of what is made for the command, when the user is not the daemon's.
     pub owner: Option<(u32, u32)>,
     /// `USER`, `LOGNAME` and `HOME` of another user.
     pub environment: Vec<(&'static str, String)>,
 }
 
 impl Confinement {
-    /// Looks up the names. `None` when nothing is asked for. Blocks: names may come over the network.
-    pub(super) fn resolve(&self) -> Result<Option<Resolved>, ConfineError> {
+    /// Looks up the names. Blocks: names may come over the network.
+    pub(super) fn resolve(&self, counted: TaskCount) -> Result<Resolved, ConfineError> {
         if *self == Self::default() {
-            return Ok(None);
+            return Ok(Resolved::default());
         }
-        let mut order = Order { umask: self.umask, memory_bytes: self.limits.memory_bytes, ..Order::default() };
-        order.cpu_seconds = self.limits.cpu.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
+        let mut rights = Rights { umask: self.umask, memory_bytes: self.limits.memory_bytes, ..Rights::default() };
+        rights.cpu_seconds = self.limits.cpu.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
         let mut environment = Vec::new();
         let group = self.group.as_ref().map(find_group).transpose()?;
         let (own_user, own_group) = (nix::unistd::geteuid(), nix::unistd::getegid());
@@ -98,35 +107,40 @@ impl Confinement {
             uid = found;
             let primary = user.as_ref().map(|user| user.gid);
             let gid = group.or(primary).ok_or(ConfineError::NoGroup { number: uid.as_raw() })?;
-            order.groups = Some(match &user {
+            rights.groups = Some(match &user {
                 Some(user) => groups_of(user, gid, account)?,
                 None => vec![gid.as_raw()],
             });
-            (order.uid, order.gid) = (Some(uid.as_raw()), Some(gid.as_raw()));
+            (rights.uid, rights.gid) = (Some(uid.as_raw()), Some(gid.as_raw()));
             if let Some(user) = user {
                 let home: PathBuf = user.dir;
                 environment.push(("HOME", home.to_string_lossy().into_owned()));
                 environment.extend(["USER", "LOGNAME"].map(|name| (name, user.name.clone())));
             }
         } else if let Some(gid) = group {
-            (order.gid, order.groups) = (Some(gid.as_raw()), Some(vec![gid.as_raw()]));
+            (rights.gid, rights.groups) = (Some(gid.as_raw()), Some(vec![gid.as_raw()]));
         }
         if !own_user.is_root() {
-            let same = uid == own_user && order.gid.is_none_or(|gid| gid == own_group.as_raw());
+            let same = uid == own_user && rights.gid.is_none_or(|gid| gid == own_group.as_raw());
             if !same {
                 return Err(ConfineError::NotRoot { own: own_user.as_raw(), wanted: self.wanted() });
             }
-            (order.uid, order.gid, order.groups) = (None, None, None);
+            (rights.uid, rights.gid, rights.groups) = (None, None, None);
         }
-        if let Some(tasks) = self.limits.tasks {
+        // Who gives up rights means it: nothing that the command starts gets them back.
+        if self.user.is_some() && !uid.is_root() {
+            rights.privileges = Privileges::NoNew;
+        }
+        if let Some(tasks) = self.limits.tasks.filter(|_| counted == TaskCount::OfUser) {
             if uid.is_root() {
                 return Err(ConfineError::TasksOfRoot);
             }
             // The kernel counts all of a user's tasks, wherever they come from.
-            order.tasks = Some(tree::tasks_of(uid.as_raw()).saturating_add(u64::from(tasks)));
+            rights.tasks = Some(tree::tasks_of(uid.as_raw()).saturating_add(u64::from(tasks)));
         }
-        let owner = order.uid.map(|uid| (uid, order.gid.unwrap_or(own_group.as_raw())));
-        Ok(Some(Resolved { order, owner, environment }))
+        let own = own_user.as_raw();
+        let owner = rights.uid.filter(|uid| *uid != own).map(|uid| (uid, rights.gid.unwrap_or(own_group.as_raw())));
+        Ok(Resolved { rights, owner, environment })
     }
 
     fn wanted(&self) -> String {

@@ -24,6 +24,7 @@ use machines::machine::watcher::{
 };
 use machines::names::Identity;
 use machines::node::Node;
+use machines::process::System;
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
@@ -48,7 +49,8 @@ impl Lab {
         let identity = Identity::new("node1.example.net").unwrap();
         let node = Node::new(identity, serde_json::json!({"role": "web", "cpus": 2}), Vec::new().into());
         let fetcher = Arc::new(Fetcher::new(FetchSettings::default(), Some(Arc::clone(&store))).unwrap());
-        let services = Services::new(Arc::new(node), store, fetcher);
+        let commands = Arc::new(System::with_helper(env!("CARGO_BIN_EXE_machinesd").into()));
+        let services = Services { commands, ..Services::new(Arc::new(node), store, fetcher) };
         Self { directory, services: Arc::new(services), bus: Bus::default() }
     }
 
