@@ -39,6 +39,9 @@ url = \"local\"
 socket = \"d.sock\"
 ";
 
+/// These tests are of other things than signatures.
+const ALLOW_UNSIGNED: &str = "printf '[trust]\\nallow_unsigned = true\\n' >>m.toml";
+
 fn scene() -> Scene {
     let scene = Scene::new();
     scene.write("hello/machine.yaml", HELLO);
@@ -149,6 +152,7 @@ fn settings_that_cannot_work_exit_2_and_say_where() {
 #[test]
 fn one_pass_converges_or_says_what_is_missing() {
     let mut scene = scene();
+    scene.prepare(ALLOW_UNSIGNED);
     let pass = "machinesd run --once --config m.toml 2>log";
     scene.run(pass).run("grep -v -e ' INFO ' -e ' WARN ' log");
     scene.prepare("mms archive build hello 2>&1 >entry.json; (echo [; cat entry.json; echo ]) >machines.json");
@@ -173,6 +177,7 @@ fn a_node_at_work_is_shown_and_explained() {
     let mut scene = scene();
     // Checked once, on its start.
     scene.write("hello/machine.yaml", HELLO.replace("5s", "1h"));
+    scene.prepare(ALLOW_UNSIGNED);
     scene.prepare("mms archive build hello 2>&1 >entry.json; (echo [; cat entry.json; echo ]) >machines.json");
     scene.prepare("export MACHINES_KV=local:state/kv.db; mkdir state; mms kv add MACHINES; mms pack machines.json --force | mms kv put MACHINES machines -");
     let log = std::fs::File::create(scene.path("log")).unwrap();

@@ -89,7 +89,7 @@ fn refuses_a_missing_signature_when_a_key_is_trusted() {
             refused(&envelope, &trust(&key)),
             "the specification is not signed, but a trusted key is configured; sign it with \"mms pack FILE KEY\""
         );
-        assert!(verify(envelope.as_bytes(), &Trust::Unsigned, &Limits::default()).unwrap().signed_by().is_none());
+        assert!(verify(envelope.as_bytes(), &Trust::Anyone, &Limits::default()).unwrap().signed_by().is_none());
     }
 }
 
@@ -155,7 +155,7 @@ fn refuses_a_signature_that_is_not_hexadecimal_or_too_short_also_without_trust()
     ];
     for (signature, reason) in cases {
         let envelope = format!("{{\"machines\":\"{encoded}\",\"signature\":\"{signature}\"}}");
-        for trust in [trust(&key), Trust::Unsigned] {
+        for trust in [trust(&key), Trust::Anyone] {
             assert_eq!(refused(&envelope, &trust), format!("\"signature\" is not a signature: {reason}"));
         }
     }
@@ -219,7 +219,7 @@ fn one_bad_key_in_the_settings_refuses_all() {
     let good = key().public_key().to_hex();
     assert!(Trust::from_settings(&[good.clone(), "6403".to_owned()]).is_err());
     assert!(matches!(Trust::from_settings(&[good.clone(), good]).unwrap(), Trust::Keys(keys) if keys.len() == 1));
-    assert_eq!(Trust::from_settings(&[]), Ok(Trust::Unsigned));
+    assert_eq!(Trust::from_settings(&[]), Ok(Trust::Nobody), "no key is no permission");
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn refuses_a_private_key_whose_halves_do_not_belong_together_and_never_shows_it(
 
 #[test]
 fn refuses_base64_that_is_not_strict() {
-    let encoded = |text: &str| refused(&format!("{{\"machines\":\"{text}\"}}"), &Trust::Unsigned);
+    let encoded = |text: &str| refused(&format!("{{\"machines\":\"{text}\"}}"), &Trust::Anyone);
     let prefix = "\"machines\" is not standard base64 with padding: ";
     assert_eq!(encoded(&URL_SAFE.encode(b"[\xff\xfe\xfb]")), format!("{prefix}character 2 is '_'"));
     assert_eq!(
@@ -280,12 +280,12 @@ fn refuses_duplicate_keys_at_every_level_of_the_envelope() {
         ("{\"machines\":\"W10=\",\"m\\u0061chines\":\"W10=\"}", "machines"),
     ];
     for (envelope, name) in cases {
-        let message = refused(envelope, &Trust::Unsigned);
+        let message = refused(envelope, &Trust::Anyone);
         assert!(message.contains(&format!("key \"{name}\" appears twice in one object")), "{message}");
     }
     // Keys that are not ours, once each, are for others to read.
     let release = br#"{"release":{"payload":"x","signatures":[{"keyid":"a"}]},"machines":"W10="}"#;
-    assert!(verify(release, &Trust::Unsigned, &Limits::default()).unwrap().machines().is_empty());
+    assert!(verify(release, &Trust::Anyone, &Limits::default()).unwrap().machines().is_empty());
 }
 
 #[test]
@@ -315,20 +315,20 @@ fn refuses_what_is_not_an_envelope() {
         ),
     ];
     for (envelope, expected) in cases {
-        assert_eq!(refused(envelope, &Trust::Unsigned), expected, "{envelope}");
+        assert_eq!(refused(envelope, &Trust::Anyone), expected, "{envelope}");
     }
     let deep = format!("{{\"machines\":\"W10=\",\"x\":{}", "[".repeat(100_000));
-    assert!(refused(&deep, &Trust::Unsigned).contains("recursion limit exceeded"));
-    let message = verify(b"{\"machines\":\"\xff\"}", &Trust::Unsigned, &Limits::default()).unwrap_err().to_string();
+    assert!(refused(&deep, &Trust::Anyone).contains("recursion limit exceeded"));
+    let message = verify(b"{\"machines\":\"\xff\"}", &Trust::Anyone, &Limits::default()).unwrap_err().to_string();
     assert!(message.contains("invalid unicode code point"), "{message}");
 }
 
 #[test]
 fn refuses_more_than_one_mebibyte_before_reading_it() {
     let envelope = format!("{{\"machines\":\"{}\"}}", "A".repeat(1024 * 1024));
-    assert_eq!(refused(&envelope, &Trust::Unsigned), "the specification has 1048591 bytes, the limit is 1048576");
+    assert_eq!(refused(&envelope, &Trust::Anyone), "the specification has 1048591 bytes, the limit is 1048576");
     let padded = format!("{{\"machines\":\"W10=\"}}{}", " ".repeat(1024 * 1024));
-    assert!(refused(&padded, &Trust::Unsigned).contains("the limit is 1048576"));
+    assert!(refused(&padded, &Trust::Anyone).contains("the limit is 1048576"));
     let error = pack(format!("[{}]", " ".repeat(1024 * 1024)).as_bytes(), None).unwrap_err();
     assert!(matches!(error, SpecificationError::TooLarge { .. }));
 }
@@ -338,7 +338,7 @@ fn refuses_more_machines_than_the_limit() {
     let limits = Limits { machines: 1, ..Limits::default() };
     let payload = format!("[{},{}]", entry("", ""), entry("name", "\"other\""));
     let packed = pack(payload.as_bytes(), None).unwrap();
-    let error = verify(packed.envelope.as_bytes(), &Trust::Unsigned, &limits).unwrap_err();
+    let error = verify(packed.envelope.as_bytes(), &Trust::Anyone, &limits).unwrap_err();
     assert_eq!(error.to_string(), "the specification lists 2 machines, the limit is 1");
 }
 

@@ -120,7 +120,7 @@ async fn furnished(server: &NatsServer, world: &World) -> Lab {
     let envelope: Value = serde_json::from_slice(&world.envelope(&[world.publish("one", "1.0.0")])).unwrap();
     fs::create_dir_all(lab.path("data/machines")).unwrap();
     fs::write(lab.path("data/machines/machine_data.json"), json!({"machines": envelope}).to_string()).unwrap();
-    let (sync, trust) = (Some(Arc::new(world.open())), Some(world.trust()));
+    let (sync, trust) = (Some(Arc::new(world.open())), world.trust());
     let trust = machines::spec::TrustInForce::new(trust);
     lab.services = Arc::new(Services { sync, trust, ..Services::clone(&lab.services) });
     lab

@@ -10,7 +10,7 @@ use machines::journal::{Journal, Scope};
 use machines::names::{Identity, MachineName};
 use machines::node::Node;
 use machines::spec::{SecretKey, Trust, pack};
-use machines::sync::{MachineState, Outcome, Purge, Reconciler, Removals, Settings};
+use machines::sync::{Disbelief, MachineState, Outcome, Purge, Reconciler, Removals, Settings, Standing};
 use serde_json::{Value, json};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -296,7 +296,8 @@ async fn boots_into_the_accepted_specification_and_finishes_interrupted_work() {
     let other = Trust::Keys(vec![SecretKey::generate().unwrap().public_key()]);
     let pass = world.open().resume(&other, Purge::Unknown).await.unwrap();
     let complaint = pass.complaints().join("\n");
-    assert!(complaint.contains("the one accepted before does not hold today"), "{complaint}");
+    let key = world.key.public_key();
+    assert!(complaint.contains(&format!("it was signed by {key}, which is not trusted today")), "{complaint}");
     assert_eq!(world.text("facts/run.sh"), "echo 1.0.0\n");
 }
 
@@ -493,10 +494,24 @@ async fn after_a_change_of_keys_the_account_says_that_nothing_is_kept_in_order()
     let offered = world.envelope(&[entry]);
     let refused = node.reconcile(&offered, &trust, Purge::Unknown, Removals::Guarded).await;
     let resumed = node.resume(&trust, Purge::Unknown).await.unwrap();
+    assert!(refused.refused.is_some() && resumed.refused.is_none(), "nothing was offered the second time");
+    let key = world.key.public_key().to_hex();
     for pass in [refused, resumed] {
-        let message = pass.refused.clone().unwrap();
-        assert!(message.contains("the one accepted before does not hold today: "), "{message}");
+        let complaints = pass.complaints().join("\n");
+        assert!(
+            complaints.contains(&format!(
+                "the specification accepted before is left alone: it was signed by {key}, which is not trusted today; \
+                 what it installed runs on, and is neither repaired nor removed"
+            )),
+            "{complaints}"
+        );
+        assert_eq!(pass.left_alone, Some(Disbelief::KeyNotTrusted { key: key.clone() }));
         assert_eq!((pass.specification, pass.machines.len()), (None, 0));
     }
+    assert_eq!(node.status().specification.unwrap().signed_by, Some(key), "it says who signed it");
+    assert!(matches!(node.status().left_alone(), Some(Disbelief::KeyNotTrusted { .. })));
+    // The key comes back into the settings.
+    assert!(node.resume(&world.trust(), Purge::Unknown).await.unwrap().converged());
+    assert_eq!(node.status().specification.unwrap().standing, Standing::Followed);
     assert_eq!(world.text("facts/run.sh"), "echo 1.0.0\n", "what is installed stays");
 }

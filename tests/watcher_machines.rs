@@ -21,7 +21,7 @@ use sync_world::World;
 const FORMS: [(&str, Form); 2] = [("machines", Form::Machines), ("plugins", Form::Plugins)];
 
 /// A node that manages a specification, and trusts as it is told.
-async fn lab(node: &Arc<Reconciler>, trust: Option<Trust>) -> Lab {
+async fn lab(node: &Arc<Reconciler>, trust: Trust) -> Lab {
     let mut lab = Lab::new().await;
     let sync = Some(Arc::clone(node));
     let trust = machines::spec::TrustInForce::new(trust);
@@ -54,7 +54,7 @@ async fn what_is_no_longer_listed_goes_with_purge_unknown_only() {
     for form in FORMS {
         let world = World::new();
         let node = Arc::new(world.open());
-        let lab = lab(&node, Some(world.trust())).await;
+        let lab = lab(&node, world.trust()).await;
         let all = ["one", "two", "three"].map(|name| world.publish(name, "1.0.0"));
         let listed = |name: &str| world.machine(name).exists();
         // What is asked, what is listed, and whether the third is there afterwards.
@@ -77,7 +77,7 @@ async fn what_is_installed_is_verified_at_each_machine_manage_interval() {
         for (more, expected) in [("", 120), (", machine_manage_interval: 10m", 600)] {
             let world = World::new();
             let node = Arc::new(world.open());
-            let lab = lab(&node, Some(world.trust())).await;
+            let lab = lab(&node, world.trust()).await;
             let handle = manage(&lab, form, &[world.publish("one", "1.0.0")], &world.key, more);
             assert_eq!(first(&handle).await.0, "updated", "{}", form.0);
             let checks = || watcher(&handle.remote.status(), "it").checks;
@@ -102,10 +102,12 @@ async fn the_key_of_the_machine_counts_unless_the_node_has_its_own() {
         let other = format!(", public_key: {}", stranger.public_key().to_hex());
         let strangers = Trust::Keys(vec![stranger.public_key()]);
         let cases = [
-            (&other, None, "error"),
-            (&mine, Some(strangers), "error"),
-            (&mine, None, "updated"),
-            (&other, Some(world.trust()), "unchanged"),
+            (&other, Trust::Nobody, "error"),
+            (&mine, strangers, "error"),
+            (&String::new(), Trust::Nobody, "error"),
+            (&other, Trust::Anyone, "error"),
+            (&mine, Trust::Nobody, "updated"),
+            (&other, world.trust(), "unchanged"),
         ];
         let node = Arc::new(world.open());
         for (more, trust, expected) in cases {

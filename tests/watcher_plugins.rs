@@ -50,8 +50,7 @@ fn manage(lab: &Lab, kind: &str, envelope: &str) -> Handle {
 
 async fn lab(world: &World, node: &Arc<Reconciler>) -> Lab {
     let mut lab = Lab::new().await;
-    let (sync, trust) = (Some(Arc::clone(node)), Some(world.trust()));
-    let trust = machines::spec::TrustInForce::new(trust);
+    let (sync, trust) = (Some(Arc::clone(node)), machines::spec::TrustInForce::new(world.trust()));
     lab.services = Arc::new(Services { sync, trust, ..Services::clone(&lab.services) });
     lab
 }

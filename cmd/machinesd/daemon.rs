@@ -20,7 +20,7 @@ use machines::machine::definition::Definition;
 use machines::machine::panel::Panel;
 use machines::machine::watcher::Services;
 use machines::node::Node;
-use machines::spec::{Trust, TrustInForce};
+use machines::spec::TrustInForce;
 use machines::sync::{Purge, Reconciler, Settings as SyncSettings};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -129,7 +129,7 @@ impl Daemon {
             tasks.push(tokio::spawn(events::nats::publish(parts.bus.clone(), client)));
         }
         let panel = Arc::new(Panel::default());
-        let trust = TrustInForce::new(trust_of_all(settings));
+        let trust = TrustInForce::new(settings.trust.clone());
         let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel), trust.clone())?;
         let facts = tokio::spawn(machines::node::follow(Arc::clone(&parts.node), settings.facts.clone()));
         let mut daemon = Self {
@@ -217,7 +217,7 @@ impl Daemon {
     /// Trusts whom the settings trust. What was accepted is judged anew at once; no machine is started again for it.
     pub fn set_trust(&self, settings: &Settings) {
         self.following.send_replace(following(settings));
-        self.trust.set(trust_of_all(settings));
+        self.trust.set(settings.trust.clone());
     }
 
     /// Follows the specification as the settings want it: only the machine that does so starts again.
@@ -264,14 +264,6 @@ fn following(settings: &Settings) -> Following {
         key: settings.sync.key.clone(),
         trust: settings.trust.clone(),
         purge: purge(settings),
-    }
-}
-
-/// Without keys in the settings or the binary, those in a machine's own properties count.
-fn trust_of_all(settings: &Settings) -> Option<Trust> {
-    match &settings.trust {
-        Trust::Unsigned => None,
-        keys @ Trust::Keys(_) => Some(keys.clone()),
     }
 }
 

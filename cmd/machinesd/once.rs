@@ -8,7 +8,7 @@ use machines::sync::{Pass, Removals, nothing_published};
 
 use crate::daemon::{Parts, SLOT_PATIENCE, purge};
 use crate::logging;
-use crate::run::{load, runtime};
+use crate::run::{load, runtime, warn_of_trust};
 use crate::shared::{Failure, converged_unless, line};
 
 /// A connection that is being made is given this long.
@@ -28,6 +28,7 @@ pub fn once(file: &File) -> Result<(), Failure> {
 }
 
 async fn pass(settings: &Settings) -> Result<(), Failure> {
+    warn_of_trust(settings);
     let parts = Parts::open(settings).await?;
     let offered = offered(settings, &parts).await;
     let pass = match &offered {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use machines::config::{ConfigError, File, Settings};
 use machines::host::HostHandle;
 use machines::host::built_in::COMPILED_PUBLIC_KEY;
-use machines::spec::Trust;
+use machines::spec::{SpecificationError, Trust};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -102,16 +102,17 @@ fn announce(settings: &Settings) {
     warn_of_trust(settings);
 }
 
-/// Says it when anyone may decide what runs here.
+/// Says whose specifications are taken where that is not those of known keys.
 pub fn warn_of_trust(settings: &Settings) {
-    if !settings.sync.enabled {
-        tracing::info!("no specification is followed ([sync] enabled = false)");
-    } else if matches!(settings.trust, Trust::Unsigned) {
-        tracing::warn!(
-            "[trust] public_keys is empty: anyone who can write to bucket {} decides what runs here; \
-             make keys with `mms keys` and set the public one",
+    match settings.trust {
+        _ if !settings.sync.enabled => tracing::info!("no specification is followed ([sync] enabled = false)"),
+        Trust::Keys(_) => {}
+        Trust::Nobody => tracing::warn!("no specification is followed: {}", SpecificationError::NoTrustedKey),
+        Trust::Anyone => tracing::warn!(
+            "[trust] allow_unsigned = true: anyone who can write to bucket {} decides what runs here; make keys with \
+             `mms keys`, set [trust] public_keys to the public one and remove allow_unsigned",
             settings.sync.bucket
-        );
+        ),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use machines::control::client::Client;
 use machines::control::health::{Code, Health};
+use machines::spec::SpecificationError;
 use serde_json::Value;
 
 use crate::ask::block_on;
@@ -72,7 +73,10 @@ fn print(document: &Value) {
     say("store", &format!("{} ({word}; {})", text(document, "/store/url"), text(document, "/store/detail")));
     match document.get("sync") {
         None | Some(Value::Null) => say("specification", "not followed ([sync] enabled = false)"),
-        Some(sync) => print_specification(sync),
+        Some(sync) => {
+            print_specification(sync);
+            print_trust(document);
+        }
     }
     print_reasons(document);
     print_managed(document);
@@ -105,11 +109,27 @@ fn print_reasons(document: &Value) {
             Code::NotConnected | Code::NoSpecification => continue,
             Code::Refused => {
                 let since = since(document, "/sync/refused/since");
-                message.push_str(&format!(" ({since} ago; what was accepted before is followed)"));
+                let followed = text(document, "/sync/specification/standing/state") == "followed";
+                let instead = if followed { "; what was accepted before is followed" } else { "" };
+                message.push_str(&format!(" ({since} ago{instead})"));
+            }
+            Code::NotFollowed => {
+                let since = since(document, "/sync/specification/standing/since");
+                message.push_str(&format!(" ({since} ago)"));
             }
             _ => {}
         }
         say(reason.code.label(), &message);
+    }
+}
+
+/// Whose specifications are taken, where that is nobody's or anyone's. A refusal says it already.
+fn print_trust(document: &Value) {
+    let refused = document.pointer("/sync/refused").is_some_and(|refused| !refused.is_null());
+    match text(document, "/trust") {
+        "nobody" if !refused => say("TRUST", &SpecificationError::NoTrustedKey.to_string()),
+        "anyone" => say("TRUST", "anyone's: [trust] allow_unsigned = true; whoever writes to the bucket decides"),
+        _ => {}
     }
 }
 

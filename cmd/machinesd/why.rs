@@ -5,6 +5,8 @@ use std::path::Path;
 use jiff::Timestamp;
 use machines::control::client::Client;
 use machines::names::MachineName;
+use machines::sync::Disbelief;
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::ask::block_on;
@@ -49,6 +51,8 @@ fn explain(name: &str, document: &Value) {
     if let Some(sync) = present(document, "sync") {
         explain_sync(sync);
     }
+    let left_alone = present(document, "left_alone").and_then(|why| Disbelief::deserialize(why).ok());
+    say("left alone", &left_alone.map(|why| why.sentence()).unwrap_or_default());
     match present(document, "host") {
         Some(host) => explain_host(host),
         None => line("it does not run: no directory has it"),

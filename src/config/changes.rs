@@ -96,6 +96,7 @@ const ROWS: &[Row] = rows! {
     sync.purge_unknown => Manager,
     sync.hold_removals_over => Restart,
     trust.public_keys => Trust,
+    trust.allow_unsigned => Trust,
     fetch.proxy => Restart,
     fetch.ca => Restart,
     fetch.deadline => Restart,
@@ -175,7 +176,7 @@ impl Settings {
 mod tests {
     use std::path::Path;
 
-    use super::super::KEYS;
+    use super::super::{FILE_ONLY, KEYS};
     use super::*;
 
     /// Other values than the defaults; those of one store go together.
@@ -199,6 +200,7 @@ mod tests {
         ("sync.purge_unknown", "false"),
         ("sync.hold_removals_over", "\"51%\""),
         ("trust.public_keys", "[\"d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a\"]"),
+        ("trust.allow_unsigned", "true"),
         ("fetch.proxy", "\"http://proxy:3128\""),
         ("fetch.ca", "\"/ca\""),
         ("fetch.deadline", "\"7s\""),
@@ -236,7 +238,8 @@ mod tests {
     #[test]
     fn every_setting_says_what_its_change_touches() {
         let rows: Vec<_> = ROWS.iter().map(|row| (row.setting().section, row.setting().key)).collect();
-        let keys: Vec<_> = KEYS.iter().map(|(section, key, _)| (*section, *key)).collect();
+        let keys: Vec<_> =
+            KEYS.iter().map(|(section, key, _)| (*section, *key)).chain(FILE_ONLY.iter().copied()).collect();
         for key in &keys {
             assert!(rows.contains(key), "{key:?} has no row in src/config/changes.rs: what does its change touch?");
         }

@@ -15,6 +15,9 @@ pub enum Form {
     Switch,
     /// Separated by commas; empty for none.
     List,
+    /// As a list, but an empty variable is as one that is not set: orchestrators make it of a value that nobody filled
+    /// in, and it must not take away what the file demands.
+    Keys,
 }
 
 /// Every key that settings may have: section (empty for the top), key, form.
@@ -40,7 +43,7 @@ pub const KEYS: &[(&str, &str, Form)] = &[
     ("sync", "manage_interval", Form::Text),
     ("sync", "purge_unknown", Form::Switch),
     ("sync", "hold_removals_over", Form::Text),
-    ("trust", "public_keys", Form::List),
+    ("trust", "public_keys", Form::Keys),
     ("fetch", "proxy", Form::Text),
     ("fetch", "ca", Form::Text),
     ("fetch", "deadline", Form::Text),
@@ -59,6 +62,10 @@ pub const KEYS: &[(&str, &str, Form)] = &[
     ("log", "level", Form::Text),
 ];
 
+/// Keys that no variable sets: who runs a program in an environment of his own making must not be able to switch a
+/// check off.
+pub const FILE_ONLY: &[(&str, &str)] = &[("trust", "allow_unsigned")];
+
 /// The variable of a key.
 pub fn variable(section: &str, key: &str) -> String {
     let section = if section.is_empty() { String::new() } else { format!("{section}_") };
@@ -74,6 +81,9 @@ pub fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, Strin
             continue;
         }
         let refuse = |reason: String| ConfigError::Environment { variable: name.clone(), reason };
+        if let Some((section, key)) = FILE_ONLY.iter().find(|(section, key)| variable(section, key) == name) {
+            return Err(refuse(format!("only the settings file can say this: set {key} under [{section}] there")));
+        }
         let Some((section, key, form)) = KEYS.iter().find(|(section, key, _)| variable(section, key) == name) else {
             let known: Vec<String> = KEYS.iter().map(|(section, key, _)| variable(section, key)).collect();
             return Err(refuse(match nearest(&name, known.iter().map(String::as_str)) {
@@ -89,7 +99,8 @@ pub fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, Strin
             Form::Switch => {
                 Value::Boolean(text.trim().parse().map_err(|_| refuse(format!("{text:?} is neither true nor false")))?)
             }
-            Form::List => {
+            Form::Keys if text.split(',').all(|item| item.trim().is_empty()) => continue,
+            Form::List | Form::Keys => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Value::Array(items.map(|item| Value::String(item.to_owned())).collect())
             }

@@ -19,7 +19,7 @@ use crate::spec::{PublicKey, Trust};
 use crate::suggest::nearest;
 
 pub use changes::{Change, Effect, Setting};
-pub use environment::KEYS;
+pub use environment::{FILE_ONLY, KEYS};
 
 /// Where settings are read from unless `--config` says otherwise; that it is missing is fine.
 pub const DEFAULT_PATH: &str = "/etc/machines/machinesd.toml";
@@ -176,6 +176,12 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
     let kv = connection(&raw.kv, &raw.state_dir, fault);
     let trust = Trust::with_compiled_in(compiled_in, &raw.trust.public_keys);
     let trust = trust.map_err(|error| fault("trust", "public_keys", error.to_string())).ok();
+    let trust = match trust {
+        Some(trust) if raw.trust.allow_unsigned => {
+            trust.allow_unsigned().map_err(|error| fault("trust", "allow_unsigned", error.to_string())).ok()
+        }
+        trust => trust,
+    };
     let sync = sync(raw.sync, fault);
     let proxy = raw.fetch.proxy.as_deref().map(url::Url::parse).transpose();
     let proxy = proxy.map(|proxy| proxy.map(SecretUrl::new));

@@ -108,6 +108,8 @@ impl Default for Sync {
 #[serde(deny_unknown_fields, default)]
 pub struct Trust {
     pub public_keys: Vec<String>,
+    /// Of the file only, see `environment::FILE_ONLY`.
+    pub allow_unsigned: bool,
 }
 
 #[derive(Debug, Deserialize)]

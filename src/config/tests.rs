@@ -15,7 +15,8 @@ fn message(text: &str) -> String {
 #[test]
 fn the_packaged_file_shows_every_key_with_its_default() {
     assert_eq!(parse(PACKAGED).unwrap(), parse("").unwrap(), "a default in the file differs from the code");
-    for (section, key, _) in KEYS {
+    let keys = KEYS.iter().map(|(section, key, _)| (section, key));
+    for (section, key) in keys.chain(FILE_ONLY.iter().map(|(section, key)| (section, key))) {
         let mut current = "";
         let found = PACKAGED.lines().any(|line| {
             if let Some(header) = line.strip_prefix('[') {
@@ -169,6 +170,52 @@ fn a_compiled_in_key_cannot_be_weakened() {
     assert!(matches!(parse("").unwrap().trust, Trust::Keys(keys) if keys.len() == 1));
     let other = "[trust]\npublic_keys = [\"3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c\"]\n";
     assert!(parse(other).is_err());
+}
+
+fn with(text: &str, variable: (&str, &str)) -> Result<Settings, ConfigError> {
+    let variables = [(variable.0.to_owned(), variable.1.to_owned())];
+    Settings::parse(Path::new("machinesd.toml"), text, variables.into_iter(), None)
+}
+
+const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"; // RFC 8032, test 1
+
+#[test]
+fn without_a_key_nobody_is_trusted_and_only_the_file_can_allow_anyone() {
+    assert_eq!(parse("").unwrap().trust, Trust::Nobody);
+    assert_eq!(parse("[trust]\npublic_keys = []\nallow_unsigned = false\n").unwrap().trust, Trust::Nobody);
+    assert_eq!(parse("[trust]\nallow_unsigned = true\n").unwrap().trust, Trust::Anyone);
+    for value in ["true", "false", ""] {
+        let error = with("", ("MACHINESD_TRUST_ALLOW_UNSIGNED", value)).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "environment variable MACHINESD_TRUST_ALLOW_UNSIGNED: only the settings file can say this: set \
+             allow_unsigned under [trust] there"
+        );
+    }
+}
+
+#[test]
+fn an_empty_variable_takes_no_key_away_and_switches_no_check_off() {
+    let file = format!("[trust]\npublic_keys = [{KEY:?}]\n");
+    for empty in ["", " ", ",", " , "] {
+        let variable = ("MACHINESD_TRUST_PUBLIC_KEYS", empty);
+        assert_eq!(with(&file, variable).unwrap().trust, parse(&file).unwrap().trust, "{empty:?}");
+        assert_eq!(with("", variable).unwrap().trust, Trust::Nobody, "{empty:?}");
+    }
+    let variable = ("MACHINESD_TRUST_PUBLIC_KEYS", KEY);
+    assert_eq!(with("", variable).unwrap().trust, parse(&file).unwrap().trust);
+}
+
+#[test]
+fn unsigned_beside_a_key_is_refused_wherever_the_key_comes_from() {
+    let unsigned = "[trust]\nallow_unsigned = true\n";
+    let why = "allow_unsigned: unsigned specifications can't be allowed beside a trusted key; remove allow_unsigned";
+    let both = message(&format!("{unsigned}public_keys = [{KEY:?}]\n"));
+    assert!(both.contains(&format!("machinesd.toml:2:1: {why}")), "{both}");
+    let error = with(unsigned, ("MACHINESD_TRUST_PUBLIC_KEYS", KEY)).unwrap_err();
+    assert!(crate::errors::chain(&error).contains(why), "{error}");
+    let compiled_in = Settings::parse(Path::new("a"), unsigned, std::iter::empty(), Some(KEY)).unwrap_err();
+    assert!(crate::errors::chain(&compiled_in).contains(why), "{compiled_in}");
 }
 
 #[test]

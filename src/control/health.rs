@@ -41,6 +41,8 @@ pub enum Code {
     NoPass,
     /// What is published is not followed.
     Refused,
+    /// What was accepted before is not followed today: it runs on and is not repaired.
+    NotFollowed,
     /// The last pass could not do its work.
     PassBroken,
     /// Removals wait for a person.
@@ -66,6 +68,7 @@ impl Code {
             Self::NoSpecification => "NOTHING YET",
             Self::NoPass => "NO PASS YET",
             Self::Refused => "REFUSED",
+            Self::NotFollowed => "NOT FOLLOWED",
             Self::PassBroken | Self::Machine => "PROBLEM",
             Self::RemovalsHeld | Self::Held => "HELD",
             Self::Failed => "FAILED",
@@ -131,6 +134,9 @@ fn of_sync(sync: &SyncStatus, reasons: &mut Vec<Reason>) {
     if let Some(refused) = &sync.refused {
         reasons.push(Reason::new(Code::Refused, &refused.message));
     }
+    if let Some(why) = sync.left_alone() {
+        reasons.push(Reason::new(Code::NotFollowed, why.sentence()));
+    }
     if let Some(problem) = &sync.problem {
         reasons.push(Reason::new(Code::PassBroken, problem));
     }
@@ -195,7 +201,7 @@ mod tests {
     use super::*;
     use crate::machine::status::MachineStatus;
     use crate::names::{Label, MachineName, Version};
-    use crate::sync::{Refusal, SpecificationStatus};
+    use crate::sync::{Disbelief, Refusal, SpecificationStatus, Standing};
 
     fn store(connected: bool) -> Connection {
         Connection { url: "nats://a:4222".to_owned(), connected, detail: "refused".to_owned() }
@@ -205,7 +211,12 @@ mod tests {
         let digest = crate::digest::Sha256Digest::of(b"a");
         let accepted_at = Timestamp::UNIX_EPOCH;
         SyncStatus {
-            specification: Some(SpecificationStatus { digest, signed_by: None, accepted_at }),
+            specification: Some(SpecificationStatus {
+                digest,
+                signed_by: None,
+                accepted_at,
+                standing: Standing::Followed,
+            }),
             last_pass: Some(accepted_at),
             ..SyncStatus::default()
         }
@@ -259,6 +270,19 @@ mod tests {
         assert_eq!(lines(&health), ["refused: bad signature"]);
         // Where sync has nothing to say, the watcher's word is the only one.
         assert_eq!(Health::of(&store(true), Some(&followed()), &[manager]).reasons.len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_followed_today_is_not_well_and_names_its_signer() {
+        let mut sync = followed();
+        let why = Disbelief::KeyNotTrusted { key: "6403".to_owned() };
+        let standing = Standing::LeftAlone { since: Timestamp::UNIX_EPOCH, why };
+        sync.specification.as_mut().unwrap().standing = standing;
+        assert_eq!(
+            lines(&Health::of(&store(true), Some(&sync), &[])),
+            ["not followed: the specification accepted before is left alone: it was signed by 6403, which is not \
+                 trusted today; what it installed runs on, and is neither repaired nor removed"]
+        );
     }
 
     #[test]

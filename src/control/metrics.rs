@@ -172,6 +172,8 @@ impl Exposition {
         }
         let help = "Whether the specification that was offered last is refused.";
         self.gauge("machinesd_sync_refused", help, &[], u8::from(sync.refused.is_some()));
+        let help = "Whether what was accepted is not followed today: it runs on, and is not repaired.";
+        self.gauge("machinesd_sync_left_alone", help, &[], u8::from(sync.left_alone().is_some()));
         for state in ["installed", "held", "failed", "removed", "skipped"] {
             let is_in = |machine: &&crate::sync::MachineStatus| {
                 serde_json::to_value(machine.state).is_ok_and(|value| value == state)

@@ -17,7 +17,8 @@ use crate::host::Report;
 use crate::journal::Record;
 use crate::kv::Connection;
 use crate::names::{Identity, MachineName};
-use crate::sync::{MachineStatus, Pass, SyncStatus};
+use crate::spec::Trust;
+use crate::sync::{Disbelief, MachineStatus, Pass, SyncStatus};
 
 /// What `GET /v1/status` answers.
 #[derive(Debug, Clone, Serialize)]
@@ -33,6 +34,8 @@ pub struct Status {
     pub health: health::Health,
     /// `None` where no specification is followed.
     pub sync: Option<SyncStatus>,
+    /// Whose specifications are taken; `None` as there.
+    pub trust: Option<Trust>,
     pub machines: Vec<Report>,
 }
 
@@ -86,6 +89,8 @@ pub struct Why {
     pub name: MachineName,
     pub follows: Follows,
     pub sync: Option<MachineStatus>,
+    /// Why the specification that installed it is not followed today.
+    pub left_alone: Option<Disbelief>,
     pub host: Option<Report>,
     /// What happened with it lately, newest first.
     pub journal: Vec<Record>,

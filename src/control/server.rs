@@ -140,6 +140,7 @@ fn status(api: &Api) -> Status {
         store,
         events: api.bus.delivery().count(),
         sync,
+        trust: api.sync.as_ref().map(|sync| sync.following.borrow().trust.clone()),
         machines,
     }
 }
@@ -150,7 +151,9 @@ async fn why(api: &Api, name: &str) -> Response<Body> {
         Err(error) => return refuse(StatusCode::BAD_REQUEST, error.to_string()),
     };
     let sync = api.sync.as_ref().map(|sync| sync.reconciler.status());
+    let left_alone = sync.as_ref().and_then(|status| status.left_alone().cloned());
     let sync = sync.and_then(|status| status.machines.get(name.as_str()).cloned());
+    let left_alone = left_alone.filter(|_| sync.is_some());
     let runs = |report: &crate::host::Report| {
         report.machine.as_ref().is_some_and(|machine| machine.name == name)
             || report.path.file_name().is_some_and(|file| file == name.as_str())
@@ -166,7 +169,7 @@ async fn why(api: &Api, name: &str) -> Response<Body> {
         return refuse(StatusCode::NOT_FOUND, error);
     }
     let follows = if api.sync.is_some() { Follows::Specification } else { Follows::Nothing };
-    json(StatusCode::OK, &Why { name, follows, sync, host, journal })
+    json(StatusCode::OK, &Why { name, follows, sync, left_alone, host, journal })
 }
 
 async fn lately(journal: &Journal, name: &MachineName) -> Result<Vec<Record>, DatabaseError> {

@@ -125,7 +125,7 @@ pub struct Services {
     pub sync: Option<Arc<Reconciler>>,
     /// The machines' directories are another's, and are only read, as those are that sync installs.
     pub directories_are_foreign: bool,
-    /// The keys of the settings or of the binary; they override those of a machine.
+    /// What the settings and the binary say; keys there override those of a machine.
     pub trust: TrustInForce,
     /// Limits on how many do something at once.
     pub governors: Arc<dyn Governors>,

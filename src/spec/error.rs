@@ -8,6 +8,12 @@ pub(super) const LISTED_PROBLEMS: usize = 50;
 /// Why an envelope or the specification in it is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecificationError {
+    #[error(
+        "no key is trusted here, and without one nothing of a specification is taken: make keys with \"mms keys\" and \
+         set [trust] public_keys to the public one; or set allow_unsigned = true there, in the file, where whoever \
+         writes to the bucket may decide what runs"
+    )]
+    NoTrustedKey,
     #[error("the specification has {bytes} bytes, the limit is {limit_bytes}")]
     TooLarge { bytes: usize, limit_bytes: usize },
     #[error("the envelope is not valid at line {line}, column {column}: {reason}")]
@@ -86,6 +92,11 @@ impl fmt::Display for EntryProblem {
 }
 
 impl SpecificationError {
+    /// Whether it is refused for who signed it, or that nobody did, and not for what it is.
+    pub fn is_of_trust(&self) -> bool {
+        matches!(self, Self::NoTrustedKey | Self::Unsigned | Self::SignatureInvalid { .. })
+    }
+
     pub(super) fn envelope(error: &serde_json::Error) -> Self {
         Self::Envelope { line: error.line(), column: error.column(), reason: reason(error) }
     }

@@ -5,30 +5,29 @@ use tokio::sync::watch;
 
 use super::trust::Trust;
 
-/// Whom the daemon's settings trust at the moment; `None` where the keys in a machine's own properties count. The clones
-/// share it.
+/// Whom the daemon's settings trust at the moment. The clones share it.
 #[derive(Debug, Clone)]
-pub struct TrustInForce(watch::Sender<Option<Trust>>);
+pub struct TrustInForce(watch::Sender<Trust>);
 
 impl Default for TrustInForce {
     fn default() -> Self {
-        Self::new(None)
+        Self::new(Trust::Nobody)
     }
 }
 
 impl TrustInForce {
     /// Begins with this.
-    pub fn new(trust: Option<Trust>) -> Self {
+    pub fn new(trust: Trust) -> Self {
         Self(watch::Sender::new(trust))
     }
 
     /// As it is now.
-    pub fn now(&self) -> Option<Trust> {
+    pub fn now(&self) -> Trust {
         self.0.borrow().clone()
     }
 
     /// From here on this counts, for all clones.
-    pub fn set(&self, trust: Option<Trust>) {
+    pub fn set(&self, trust: Trust) {
         self.0.send_if_modified(|current| {
             let other = *current != trust;
             *current = trust;
@@ -37,7 +36,7 @@ impl TrustInForce {
     }
 
     /// Tells when it becomes another.
-    pub fn follow(&self) -> watch::Receiver<Option<Trust>> {
+    pub fn follow(&self) -> watch::Receiver<Trust> {
         self.0.subscribe()
     }
 }

@@ -52,6 +52,11 @@ pub enum KeyError {
          from \"public_keys\" in the settings"
     )]
     CompiledInDiffers { compiled_in: String, configured: String },
+    #[error(
+        "unsigned specifications can't be allowed beside a trusted key; remove allow_unsigned, or the key when anyone \
+         who can write to the bucket may decide what runs here"
+    )]
+    UnsignedBesideKeys,
     #[error("could not get random numbers from the system: {reason}")]
     Entropy { reason: String },
 }
@@ -130,6 +135,12 @@ impl PublicKey {
 impl fmt::Display for PublicKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.to_hex())
+    }
+}
+
+impl serde::Serialize for PublicKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -51,7 +51,7 @@ impl VerifiedSpecification {
     pub fn digest(&self) -> Sha256Digest {
         self.digest
     }
-    /// The trusted key that signed it; `None` when no key is trusted, whether or not it has a signature.
+    /// The trusted key that signed it; `None` where anyone's is taken, whether or not it has a signature.
     pub fn signed_by(&self) -> Option<&PublicKey> {
         self.signed_by.as_ref()
     }
@@ -109,9 +109,13 @@ pub fn verify_form(
     trust: &Trust,
     limits: &Limits,
 ) -> Result<VerifiedSpecification, SpecificationError> {
+    // Not a byte of what nobody vouches for is read.
+    if *trust == Trust::Nobody {
+        return Err(SpecificationError::NoTrustedKey);
+    }
     let envelope = envelope::Envelope::read(envelope, limits.envelope_bytes, form)?;
     let signed_by = match trust {
-        Trust::Unsigned => None,
+        Trust::Anyone | Trust::Nobody => None,
         Trust::Keys(keys) => Some(envelope.signed_by(keys)?),
     };
     let machines = managed_machine::validate(&envelope.payload, limits.machines, form.scope())?;

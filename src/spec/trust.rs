@@ -1,18 +1,24 @@
 //! Whose specifications a node accepts. In: the settings and the key compiled into the program. Out: the trusted keys.
 
+use serde::Serialize;
+
 use super::keys::{KeyError, PublicKey};
 
-/// Whose specifications a node accepts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Whose specifications a node accepts. That there is no key is never a permission: a setting that was forgotten, or a
+/// variable that came up empty, must not let whoever can write to the store command the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Trust {
-    /// Any, signed or not. Only when no key is configured; warned about at start.
-    Unsigned,
+    /// Nobody's: no key is configured. Nothing of any specification is taken.
+    Nobody,
     /// Those signed by one of these keys. Never empty.
     Keys(Vec<PublicKey>),
+    /// Anyone's, signed or not: the settings file says so in as many words. Warned about at each start.
+    Anyone,
 }
 
 impl Trust {
-    /// Trust in the keys of the settings; an empty list accepts unsigned specifications.
+    /// Trust in the keys of the settings; an empty list trusts nobody.
     ///
     /// # Errors
     /// When one of them is malformed, weak, or the example key. One bad key refuses all, since leaving it out could
@@ -25,7 +31,7 @@ impl Trust {
                 keys.push(key);
             }
         }
-        Ok(if keys.is_empty() { Self::Unsigned } else { Self::Keys(keys) })
+        Ok(if keys.is_empty() { Self::Nobody } else { Self::Keys(keys) })
     }
 
     /// As [`Self::from_settings`], but a key that was compiled in (`option_env!("MACHINES_PUBLIC_KEY")`) is the only
@@ -50,6 +56,26 @@ impl Trust {
             }
         }
         Ok(Self::Keys(vec![key]))
+    }
+
+    /// As `[trust] allow_unsigned = true` wants it: anyone's specifications are taken.
+    ///
+    /// # Errors
+    /// Beside keys. One of the two settings is a mistake, and which one it is can't be known.
+    pub fn allow_unsigned(self) -> Result<Self, KeyError> {
+        match self {
+            Self::Nobody | Self::Anyone => Ok(Self::Anyone),
+            Self::Keys(_) => Err(KeyError::UnsignedBesideKeys),
+        }
+    }
+
+    /// This trust of the node, or else that of a machine which names a key of its own.
+    #[must_use]
+    pub fn or<'a>(&'a self, own: &'a Self) -> &'a Self {
+        match (self, own) {
+            (Self::Nobody | Self::Anyone, Self::Keys(_)) => own,
+            _ => self,
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl Memory {
     pub fn note(&self, kind: Kind, machine: Option<&MachineName>, message: &str) {
         let machine_name = machine.map(MachineName::as_str);
         match kind {
-            Kind::Refused | Kind::Failed | Kind::Held | Kind::Problem => {
+            Kind::Refused | Kind::LeftAlone | Kind::Failed | Kind::Held | Kind::Problem => {
                 tracing::warn!(machine = machine_name, "{message}");
             }
             _ => tracing::info!(machine = machine_name, "{message}"),
@@ -93,6 +93,7 @@ impl Memory {
 pub(super) enum Kind {
     Accepted,
     Refused,
+    LeftAlone,
     Installed,
     Upgraded,
     Repaired,
@@ -107,6 +108,7 @@ impl Kind {
         match self {
             Self::Accepted => "accepted",
             Self::Refused => "refused",
+            Self::LeftAlone => "left alone",
             Self::Installed => "installed",
             Self::Upgraded => "upgraded",
             Self::Repaired => "repaired",

@@ -30,8 +30,8 @@ use tokio::sync::{Semaphore, watch};
 pub use lease::Lease;
 pub use plan::{Action, HeldRemovals, Purge, Removals};
 pub use status::{
-    MachineOutcome, MachineState, MachineStatus, Outcome, Pass, Refusal, SpecificationStatus, SyncStatus,
-    nothing_published,
+    Disbelief, MachineOutcome, MachineState, MachineStatus, Outcome, Pass, Refusal, SpecificationStatus, Standing,
+    SyncStatus, nothing_published,
 };
 
 use self::backoff::Backoff;

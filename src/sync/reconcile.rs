@@ -16,7 +16,7 @@ use super::apply::apply;
 use super::memory::{Kind, Memory, Turn, blocking};
 use super::plan::{Action, Condition, Installed, Inventory, Plan, Policy, Purge, Removals, Step, Wanted, plan};
 use super::state::{Accepted, CopyRecord};
-use super::status::{Pass, SpecificationStatus};
+use super::status::{Disbelief, Pass, SpecificationStatus, Standing};
 use crate::archive;
 use crate::digest::Sha256Digest;
 use crate::errors::chain;
@@ -24,10 +24,7 @@ use crate::expr::MatchExpression;
 use crate::fs::FileError;
 use crate::journal::DatabaseError;
 use crate::names::MachineName;
-use crate::spec::{self, Form, ManagedMachine, Trust, VerifiedSpecification};
-
-/// As when the trusted keys have changed since: then what is installed is left as it is, and not kept in order.
-const NOT_TODAY: &str = "the one accepted before does not hold today";
+use crate::spec::{self, Form, ManagedMachine, SpecificationError, Trust, VerifiedSpecification};
 
 /// How long one match expression may take; longer, and a file system that it looks at hangs.
 const MATCH_PATIENCE: Duration = Duration::from_secs(5);
@@ -66,6 +63,7 @@ pub(super) struct Prepared {
     /// `None` when there is nothing to follow.
     pub specification: Option<Sha256Digest>,
     pub refused: Option<String>,
+    pub left_alone: Option<Disbelief>,
     pub entries: BTreeMap<MachineName, ManagedMachine>,
     pub plan: Plan,
 }
@@ -100,38 +98,28 @@ fn prepare(memory: &Memory, offer: Offer, rules: &Rules) -> Result<Prepared, Pas
     let limits = &memory.settings.specification_limits;
     let verify = |envelope: &[u8]| spec::verify_form(rules.form, envelope, &rules.trust, limits);
     let accepted = memory.state.accepted()?;
-    let (verified, refused, accepted) = match offer {
+    let (offered, refused, accepted) = match offer {
         Offer::New { envelope, removals } => match verify(&envelope) {
             Ok(specification) => {
                 let accepted = remember(memory, accepted.as_ref(), envelope, &specification, removals)?;
                 (Some(specification), None, Some(accepted))
             }
-            Err(error) => {
-                let mut message = chain(&error);
-                let followed = match accepted.as_ref().map(|accepted| verify(&accepted.envelope)) {
-                    Some(Ok(specification)) => Some(specification),
-                    Some(Err(error)) => {
-                        let tail = format!("; {NOT_TODAY}: {}", chain(&error));
-                        message.push_str(&tail);
-                        None
-                    }
-                    None => None,
-                };
-                (followed, Some(message), accepted)
-            }
+            Err(error) => (None, Some(chain(&error)), accepted),
         },
-        Offer::Accepted => match accepted.as_ref().map(|accepted| verify(&accepted.envelope)) {
-            None => (None, None, accepted),
-            Some(Ok(specification)) => (Some(specification), None, accepted),
-            Some(Err(error)) => {
-                let message = format!("{NOT_TODAY}: {}", chain(&error));
-                (None, Some(message), accepted)
-            }
-        },
+        Offer::Accepted => (None, None, accepted),
     };
-    let Some(specification) = verified else {
+    let (followed, left_alone) = match (offered, &accepted) {
+        (None, Some(accepted)) => match verify(&accepted.envelope) {
+            Ok(specification) => (Some(specification), None),
+            // As when the trusted keys have changed since: what is installed is left as it is, and not kept in order.
+            Err(error) => (None, Some(disbelief(accepted, &error))),
+        },
+        (offered, _) => (offered, None),
+    };
+    judge(memory, left_alone.as_ref());
+    let Some(specification) = followed else {
         let plan = Plan { steps: Vec::new(), held: None };
-        return Ok(Prepared { specification: None, refused, entries: BTreeMap::new(), plan });
+        return Ok(Prepared { specification: None, refused, left_alone, entries: BTreeMap::new(), plan });
     };
     let wanted = evaluate(memory, &specification);
     let inventory = take_stock(memory, specification.machines())?;
@@ -143,7 +131,7 @@ fn prepare(memory: &Memory, offer: Offer, rules: &Rules) -> Result<Prepared, Pas
     let plan = plan(&wanted, &inventory, Policy { purge: rules.purge, removals, hold_removals_over_percent });
     let machines = specification.machines().iter();
     let entries = machines.map(|machine| (machine.name.clone(), machine.clone())).collect();
-    Ok(Prepared { specification: Some(specification.digest()), refused, entries, plan })
+    Ok(Prepared { specification: Some(specification.digest()), refused, left_alone, entries, plan })
 }
 
 /// Remembers a specification before anything of it is applied, so that a crash in between goes on with it. Writes
@@ -173,8 +161,34 @@ fn remember(
         let by = accepted.signed_by.as_ref().map_or("unsigned".to_owned(), |key| format!("signed by {key}"));
         memory.note(Kind::Accepted, None, &format!("specification {} verified ({by}) and accepted", digest.short()));
     }
-    memory.status().specification = Some(accepted.status());
+    memory.status().specification = Some(SpecificationStatus { standing: Standing::Followed, ..accepted.status() });
     Ok(accepted)
+}
+
+fn disbelief(accepted: &Accepted, error: &SpecificationError) -> Disbelief {
+    match &accepted.signed_by {
+        _ if !error.is_of_trust() => Disbelief::Invalid { message: chain(error) },
+        Some(key) => Disbelief::KeyNotTrusted { key: key.clone() },
+        None => Disbelief::Unsigned,
+    }
+}
+
+/// Says how what was accepted stands today.
+fn judge(memory: &Memory, left_alone: Option<&Disbelief>) {
+    let standing = |before: &Standing| match (before, left_alone) {
+        (_, None) => Standing::Followed,
+        (Standing::LeftAlone { why, .. }, Some(now)) if why == now => before.clone(),
+        (_, Some(why)) => Standing::LeftAlone { since: now(), why: why.clone() },
+    };
+    let mut status = memory.status();
+    let Some(specification) = &mut status.specification else { return };
+    let standing = standing(&specification.standing);
+    let turned = standing != specification.standing;
+    specification.standing = standing;
+    drop(status);
+    if let Some(why) = left_alone.filter(|_| turned) {
+        memory.note(Kind::LeftAlone, None, &why.sentence());
+    }
 }
 
 /// As exact as the state database keeps it, so that it reads the same after a restart.
@@ -186,7 +200,7 @@ fn now() -> Timestamp {
 impl Accepted {
     pub(super) fn status(&self) -> SpecificationStatus {
         let (digest, signed_by, accepted_at) = (self.digest, self.signed_by.clone(), self.accepted_at);
-        SpecificationStatus { digest, signed_by, accepted_at }
+        SpecificationStatus { digest, signed_by, accepted_at, standing: Standing::NotJudged }
     }
 }
 

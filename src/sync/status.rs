@@ -47,6 +47,8 @@ pub struct Pass {
     pub machines: Vec<MachineOutcome>,
     /// Why the offered specification was not accepted.
     pub refused: Option<String>,
+    /// Why the one accepted before is not followed either; then nothing is.
+    pub left_alone: Option<Disbelief>,
     /// What kept the pass itself from its work, such as a full disk under the state database.
     pub problem: Option<String>,
     /// Set when removals are held.
@@ -60,7 +62,8 @@ impl Pass {
     pub fn converged(&self) -> bool {
         let settled =
             |machine: &MachineOutcome| machine.result.is_ok() && !matches!(machine.action, Action::Hold { .. });
-        self.refused.is_none() && self.problem.is_none() && self.machines.iter().all(settled)
+        let followed = self.refused.is_none() && self.left_alone.is_none() && self.problem.is_none();
+        followed && self.machines.iter().all(settled)
     }
 
     /// Why not, in one line each; empty when converged.
@@ -71,7 +74,8 @@ impl Pass {
             (Ok(()), Action::Hold { reason }) => Some(format!("{:?} is held as it is: {reason}", machine.name)),
             _ => None,
         });
-        refused.chain(self.problem.clone()).chain(machines).collect()
+        let left_alone = self.left_alone.iter().map(Disbelief::sentence);
+        refused.chain(left_alone).chain(self.problem.clone()).chain(machines).collect()
     }
 }
 
@@ -181,7 +185,56 @@ impl MachineStatus {
     }
 }
 
-/// The specification that is followed.
+/// Whether what was accepted is followed today. It is verified again with the keys of the day before each use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Standing {
+    /// No pass has looked since the start.
+    #[default]
+    NotJudged,
+    /// The node is kept as it says.
+    Followed,
+    /// What it installed runs on; nothing is installed, upgraded, repaired or removed for it.
+    LeftAlone {
+        /// Since when this is so.
+        since: Timestamp,
+        /// Why.
+        why: Disbelief,
+    },
+}
+
+/// Why what was accepted before is not followed today.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "cause", rename_all = "snake_case")]
+pub enum Disbelief {
+    /// The key was trusted when it was accepted.
+    #[error("it was signed by {key}, which is not trusted today")]
+    KeyNotTrusted {
+        /// The public key, as hexadecimal digits.
+        key: String,
+    },
+    /// Nobody's signature was asked for when it was accepted.
+    #[error("it was accepted unsigned, which is not allowed today")]
+    Unsigned,
+    /// For another reason, such as limits that are tighter now.
+    #[error("it does not hold today: {message}")]
+    Invalid {
+        /// For people.
+        message: String,
+    },
+}
+
+impl Disbelief {
+    /// What an operator has to know of it, in a sentence that names the specification.
+    pub fn sentence(&self) -> String {
+        format!(
+            "the specification accepted before is left alone: {self}; what it installed runs on, and is neither \
+             repaired nor removed"
+        )
+    }
+}
+
+/// The specification that was accepted last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SpecificationStatus {
     /// SHA-256 of its payload.
@@ -190,6 +243,8 @@ pub struct SpecificationStatus {
     pub signed_by: Option<String>,
     /// When this node took it.
     pub accepted_at: Timestamp,
+    /// Whether it is followed today.
+    pub standing: Standing,
 }
 
 /// A specification that was offered last and is not followed.
@@ -204,7 +259,7 @@ pub struct Refusal {
 /// How sync stands; what `machinesd status` shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SyncStatus {
-    /// What is followed; `None` before the first good specification.
+    /// What was accepted; `None` before the first good specification.
     pub specification: Option<SpecificationStatus>,
     /// Set while the last offered specification is a refused one.
     pub refused: Option<Refusal>,
@@ -218,6 +273,16 @@ pub struct SyncStatus {
     pub last_outcome: Option<Outcome>,
     /// Each machine, by name.
     pub machines: BTreeMap<String, MachineStatus>,
+}
+
+impl SyncStatus {
+    /// Why what was accepted is not followed today.
+    pub fn left_alone(&self) -> Option<&Disbelief> {
+        match &self.specification.as_ref()?.standing {
+            Standing::LeftAlone { why, .. } => Some(why),
+            Standing::NotJudged | Standing::Followed => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -266,6 +331,7 @@ mod tests {
             specification: None,
             machines: vec![machine],
             refused: Some("bad signature".to_owned()),
+            left_alone: None,
             problem: None,
             held: None,
             retry_after: None,

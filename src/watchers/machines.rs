@@ -54,7 +54,7 @@ pub struct Properties {
     #[schemars(schema_with = "crate::duration::schema")]
     machine_manage_interval: Duration,
     /// Hexadecimal ed25519 key that must have signed the specification. A key in the daemon's settings or in the
-    /// binary overrides it.
+    /// binary overrides it. Without any key nothing is taken, unless the settings allow unsigned specifications.
     public_key: Option<String>,
 }
 
@@ -122,7 +122,7 @@ impl Watcher for Machines {
         };
         let sync = sync.of_form(self.form);
         let mut keys = services.trust.follow();
-        let trust = &keys.borrow_and_update().clone().unwrap_or_else(|| self.trust.clone());
+        let trust = &keys.borrow_and_update().or(&self.trust).clone();
         let purge = if self.properties.purge_unknown { Purge::Unknown } else { Purge::Keep };
         let pass = async {
             match check.data.get(&self.properties.data_item) {

@@ -341,7 +341,8 @@ fn look_at_daemon(context: &Context) -> Found {
         );
     }
     let refused = sync.as_ref().and_then(|sync| sync.refused.as_ref()).map(|refused| refused.message.clone());
-    match refused.or_else(|| sync.and_then(|sync| sync.problem)) {
+    let left_alone = || sync.as_ref().and_then(|sync| sync.left_alone()).map(crate::sync::Disbelief::sentence);
+    match refused.or_else(left_alone).or_else(|| sync.as_ref().and_then(|sync| sync.problem.clone())) {
         // A `|` would begin the performance data.
         Some(trouble) => Found::new(Status::Warning, format!("WARNING: {}{data}", trouble.replace('|', "/"))),
         None => Found::new(Status::Ok, format!("OK: connected to {}{data}", store.url)),

@@ -266,7 +266,7 @@ fn a_governor_that_can_not_be_is_refused_before_anything_runs() {
 
 async fn reconcile(node: &Reconciler, entries: &serde_json::Value) -> Pass {
     let envelope = pack(entries.to_string().as_bytes(), None).unwrap().envelope;
-    node.reconcile(envelope.as_bytes(), &Trust::Unsigned, Purge::Unknown, Removals::Guarded).await
+    node.reconcile(envelope.as_bytes(), &Trust::Anyone, Purge::Unknown, Removals::Guarded).await
 }
 
 #[tokio::test]
