@@ -8,6 +8,7 @@ mod beneath;
 mod directory;
 mod remove;
 pub mod trusted;
+mod trusted_tree;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -22,6 +23,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 pub use beneath::{Attributes, Beneath, PlainFile, give_directory};
 pub use directory::{Directory, Lock};
 pub use trusted::Distrust;
+pub use trusted_tree::check_programs;
 
 /// Opens a directory without following a link at its name.
 const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -134,13 +136,16 @@ fn read_from(file: File, path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// As [`read`], and when it is something else than a regular file.
 pub fn read_plain(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
-    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let flags = i32::try_from(flags.bits()).unwrap_or_default();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).on("open", path)?;
+    let file = OpenOptions::new().read(true).custom_flags(no_follow()).open(path).on("open", path)?;
     if !file.metadata().on("inspect", path)?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")).on("read", path);
     }
     read_from(file, path, limit_bytes)
+}
+
+/// A link at the end is refused, and nobody waits for the other end of a pipe.
+fn no_follow() -> i32 {
+    i32::try_from((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits()).unwrap_or_default()
 }
 
 /// Reads a whole text file, or fails when it is larger than `limit_bytes` or not UTF-8.
@@ -210,8 +215,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 pub fn replace_symlink(link: &Path, target: &Path) -> Result<()> {
     match fs::symlink_metadata(link) {
         Ok(metadata) if !metadata.is_symlink() => {
-            let message = "something that is not a symbolic link is in the way; move it aside";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, message)).on("replace the link", link);
+            return Err(no_link()).on("replace the link", link);
         }
         _ => {}
     }
@@ -224,6 +228,11 @@ pub fn replace_symlink(link: &Path, target: &Path) -> Result<()> {
     }
     renamed?;
     sync_directory(parent(link))
+}
+
+fn no_link() -> io::Error {
+    let message = "something that is not a symbolic link is in the way; move it aside";
+    io::Error::new(io::ErrorKind::AlreadyExists, message)
 }
 
 /// The target of a symbolic link, not followed; `None` when nothing is there, or something that is no link.
@@ -307,7 +316,14 @@ pub fn list(path: &Path) -> Result<Vec<fs::DirEntry>> {
 /// # Errors
 /// When the lock file can't be created or locked for another reason.
 pub fn try_lock(path: &Path) -> Result<Option<File>> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).on("open", path)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(no_follow())
+        .open(path)
+        .on("open", path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),

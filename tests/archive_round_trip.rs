@@ -171,7 +171,7 @@ fn accepts_archives_that_gnu_tar_makes() {
 fn every_kind_of_drift_is_noticed_and_named() {
     let set_mode = |path: PathBuf, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     type Spoil = fn(&Path);
-    let cases: [(&str, Spoil); 15] = [
+    let cases: [(&str, Spoil); 17] = [
         ("\"machine.yaml\" was changed", |demo| std::fs::write(demo.join("machine.yaml"), b"x").unwrap()),
         ("\"machine.yaml\" is missing", |demo| std::fs::remove_file(demo.join("machine.yaml")).unwrap()),
         ("\"extra\" was added", |demo| std::fs::write(demo.join("extra"), b"").unwrap()),
@@ -203,6 +203,12 @@ fn every_kind_of_drift_is_noticed_and_named() {
         }),
         ("\"lib\" was made writable (mode 0777 instead of 0555)", |demo| {
             std::fs::set_permissions(demo.join("lib"), PermissionsExt::from_mode(0o777)).unwrap();
+        }),
+        ("\"run.sh\" belongs to user 65534", |demo| {
+            std::os::unix::fs::chown(demo.join("run.sh"), Some(65_534), None).unwrap();
+        }),
+        ("\"lib\" belongs to user 65534", |demo| {
+            std::os::unix::fs::chown(demo.join("lib"), Some(65_534), None).unwrap();
         }),
         ("\"SHA256SUMS\" was changed, or is of another version", |demo| {
             std::fs::write(demo.join("SHA256SUMS"), b"").unwrap();

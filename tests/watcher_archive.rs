@@ -7,7 +7,7 @@ mod engine;
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use engine::{Lab, watcher};
@@ -19,11 +19,13 @@ use support::eventually;
 
 struct Place {
     lab: Lab,
+    target: PathBuf,
 }
 
 impl Place {
     async fn new() -> Self {
-        let place = Self { lab: Lab::new().await };
+        let lab = Lab::new().await;
+        let place = Self { target: lab.path("target"), lab };
         for directory in ["out", "target"] {
             fs::create_dir(place.lab.path(directory)).unwrap();
         }
@@ -33,7 +35,7 @@ impl Place {
     }
 
     fn target(&self) -> PathBuf {
-        self.lab.path("target")
+        self.target.clone()
     }
 
     fn tool(&self) -> PathBuf {
@@ -44,6 +46,11 @@ impl Place {
         let source = self.lab.path(&format!("source-{version}"));
         fs::create_dir(&source).unwrap();
         fs::write(source.join("run.sh"), version).unwrap();
+        self.archive_again(version)
+    }
+
+    fn archive_again(&self, version: &str) -> Built {
+        let source = self.lab.path(&format!("source-{version}"));
         let (name, version) = (MachineName::new("tool").unwrap(), Version::new(version).unwrap());
         build(&source, &name, &version, &self.lab.path("out"), &Limits::default()).unwrap()
     }
@@ -73,6 +80,10 @@ impl Place {
         let status = watcher(&status(), "tool");
         handle.stop().await;
         status
+    }
+
+    fn has_copies(&self) -> bool {
+        self.target().join(".tool.copies").exists()
     }
 
     fn copies(&self) -> Vec<String> {
@@ -169,7 +180,119 @@ async fn a_target_that_others_may_change_is_refused() {
     let status = place.once("a", &place.archive("1.0.0")).await;
     assert_eq!(status.outcome, "error");
     let error = status.last_error.unwrap();
-    assert!(error.contains("others may change") && error.contains("who alone may write to it"), "{error}");
+    let remedy = format!("`chmod o-w {}`", place.target().display());
+    assert!(error.contains("everyone may write to") && error.contains(&remedy), "{error}");
+}
+
+/// The user `nobody`.
+const STRANGER: u32 = 65_534;
+
+#[tokio::test]
+async fn who_owns_a_directory_above_the_target_gains_nothing() {
+    let place = Place::new().await;
+    let (above, precious) = (place.lab.path("above"), place.lab.path("precious"));
+    fs::create_dir_all(above.join("target")).unwrap();
+    fs::create_dir(&precious).unwrap();
+    let mut place = place;
+    place.target = above.join("target");
+    let one = place.archive("1.0.0");
+    assert_eq!(place.once("a", &one).await.outcome, "downloaded");
+
+    chown(&above, Some(STRANGER), None).unwrap();
+    let refused = |status: WatcherStatus| {
+        let error = status.last_error.unwrap_or_default();
+        let remedy = format!("{} belongs to user 65534", above.display());
+        assert!(status.outcome == "error" && error.contains(&remedy), "{}: {error}", status.outcome);
+        assert!(error.contains(&format!("`chown -h root {}`", above.display())), "{error}");
+    };
+    // What is there is still as it should be, and may be exchanged the moment after.
+    refused(place.once("b", &one).await);
+    // The stranger lays a trap: what is installed or removed "in the target" happens elsewhere.
+    fs::rename(place.target(), above.join("aside")).unwrap();
+    symlink(&precious, place.target()).unwrap();
+    lchown(place.target(), Some(STRANGER), None).unwrap();
+    let two = place.archive("2.0.0");
+    refused(place.once("c", &two).await);
+    assert_eq!(fs::read_dir(&precious).unwrap().count(), 0);
+    // A stranger's directory in which ours would be made.
+    place.target = above.join("new/target");
+    refused(place.once("d", &two).await);
+    assert!(!above.join("new").exists());
+}
+
+#[tokio::test]
+async fn a_link_that_only_we_may_change_is_followed_to_the_target() {
+    let mut place = Place::new().await;
+    symlink(place.target(), place.lab.path("link")).unwrap();
+    place.target = place.lab.path("link/deeper");
+    assert_eq!(place.once("a", &place.archive("1.0.0")).await.outcome, "downloaded");
+    assert_eq!(content(&place.lab.path("target/deeper/tool/run.sh")), "1.0.0");
+    assert_eq!(place.once("b", &place.archive_again("1.0.0")).await.outcome, "verified");
+}
+
+/// A source that takes connections and never answers.
+fn silent() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = format!("http://{}/tool.tgz", listener.local_addr().unwrap());
+    (listener, source)
+}
+
+/// Runs a machine whose archive does not come.
+fn waiting(place: &Place, source: &str, archive: &Built) -> Handle {
+    staying(
+        &place.lab,
+        &format!(
+            "      source: {source}\n      checksum: {}\n      creates: tool\n      target: {}\n      \
+             verify_checksum: {}\n      timeout: 5s\n",
+            archive.checksum,
+            place.target().display(),
+            archive.verify_checksum
+        ),
+    )
+}
+
+#[tokio::test]
+async fn unfinished_work_is_removed_after_a_time_limit() {
+    let place = Place::new().await;
+    let (_listener, source) = silent();
+    let handle = waiting(&place, &source, &place.archive("1.0.0"));
+    eventually("the download begins", || async { place.has_copies() && !place.copies().is_empty() }).await;
+    eventually("the time limit", || async { watcher(&handle.remote.status(), "tool").checks > 0 }).await;
+    let error = watcher(&handle.remote.status(), "tool").last_error.unwrap();
+    assert!(error.contains("took longer than 5s"), "{error}");
+    eventually("nothing is left", || async { place.copies().is_empty() }).await;
+    handle.stop().await;
+}
+
+#[tokio::test]
+async fn unfinished_work_is_removed_when_the_machine_stops() {
+    let place = Place::new().await;
+    let (_listener, source) = silent();
+    let handle = waiting(&place, &source, &place.archive("1.0.0"));
+    eventually("the download begins", || async { place.has_copies() && !place.copies().is_empty() }).await;
+    handle.stop().await;
+    eventually("nothing is left", || async { place.copies().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn unfinished_work_of_a_killed_daemon_is_removed_at_the_next_check_and_work_in_use_is_not() {
+    let place = Place::new().await;
+    let one = place.archive("1.0.0");
+    place.once("a", &one).await;
+    let copies = place.target().join(".tool.copies");
+    let names = [1, 2].map(|digit| format!(".{}-temp", digit.to_string().repeat(32)));
+    for name in &names {
+        fs::create_dir_all(copies.join(name).join("unpacked/tool")).unwrap();
+        fs::write(copies.join(name).join("archive"), "half").unwrap();
+    }
+    // What another process holds, such as `run-machine`.
+    let held = fs::File::open(copies.join(&names[1])).unwrap();
+    held.lock().unwrap();
+    assert_eq!(place.once("b", &one).await.outcome, "verified");
+    assert!(!copies.join(&names[0]).exists() && copies.join(&names[1]).exists(), "{:?}", place.copies());
+    drop(held);
+    assert_eq!(place.once("c", &one).await.outcome, "verified");
+    assert_eq!(place.copies().len(), 1, "{:?}", place.copies());
 }
 
 /// A watcher that stays, with these properties.

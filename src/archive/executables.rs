@@ -2,11 +2,10 @@
 //! later would go unseen; this record lies beside the machine's directory, outside of what the list describes.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs;
+use crate::fs::{self, Attributes, Directory};
 
 /// The name of the record, a sibling of the machine's directory.
 pub const EXECUTABLES_RECORD: &str = "executables.json";
@@ -23,13 +22,13 @@ pub(super) struct Executables {
 
 impl Executables {
     /// Writes the record durably into `directory`.
-    pub(super) fn write(&self, directory: &Path) -> Result<(), fs::FileError> {
-        let path = directory.join(EXECUTABLES_RECORD);
+    pub(super) fn write(&self, directory: &Directory) -> Result<(), fs::FileError> {
         let content = serde_json::to_vec_pretty(self).map_err(|error| fs::FileError {
             operation: "write",
-            path: path.clone(),
+            path: directory.path().join(EXECUTABLES_RECORD),
             source: error.into(),
         })?;
-        fs::write(&path, &content, 0o444)
+        let attributes = Attributes { mode: Some(0o444), ..Attributes::default() };
+        directory.place(EXECUTABLES_RECORD)?.write(&content, attributes)
     }
 }

@@ -19,7 +19,7 @@ use super::path::shown;
 use super::sink::{Partial, Sink};
 use crate::digest::Sha256Digest;
 use crate::duration;
-use crate::fs::FileError;
+use crate::fs::{Beneath, FileError};
 use crate::kv::{KvError, ObjectReader, Store};
 use crate::secret::{SecretUrl, address};
 use crate::spec::{Credentials, Source};
@@ -208,11 +208,26 @@ impl Fetcher {
         credentials: Option<&Credentials>,
         into: &Path,
     ) -> Result<Fetched, FetchError> {
+        let into = Beneath::at(into).map_err(|source| FetchError::Create { source })?;
+        self.fetch_into(source, credentials, into).await
+    }
+
+    /// As [`Self::fetch`], into a place in an open directory.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_into(
+        &self,
+        source: &Source,
+        credentials: Option<&Credentials>,
+        into: Beneath,
+    ) -> Result<Fetched, FetchError> {
+        let path = into.path().to_owned();
         let url = describe(source);
         // Waiting for a place does not count against the deadline. The semaphore is never closed.
         let _place = self.places.acquire().await;
         let (partial, file) = Partial::create(into)?;
-        let sink = Sink::start(file, into);
+        let sink = Sink::start(file, &path);
         let deadline = self.settings.deadline;
         let transfer = self.transfer(source, credentials, &url, sink);
         let fetched =

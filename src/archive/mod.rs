@@ -24,8 +24,8 @@ pub use error::ArchiveError;
 pub use executables::EXECUTABLES_RECORD;
 pub use fetch::{FetchError, FetchSettings, Fetched, Fetcher};
 pub use path::PathProblem;
-pub use unpack::{Unpacked, unpack};
-pub use verify::{Drift, verify_directory};
+pub use unpack::{Opened, Unpacked, unpack, unpack_open};
+pub use verify::{Drift, verify_directory, verify_open};
 
 /// The bounds of ARCHITECTURE.md, "Archive limits"; all are settings.
 #[derive(Debug, Clone, PartialEq, Eq)]

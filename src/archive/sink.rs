@@ -12,22 +12,22 @@ use tokio::task::JoinHandle;
 
 use super::fetch::FetchError;
 use crate::digest::Sha256Digest;
-use crate::fs;
+use crate::fs::Beneath;
 
 /// Pieces that may wait to be written. A piece is what one read of the network gives, some hundred KiB at most.
 const PIECES_AHEAD: usize = 16;
 
 /// A file that removes itself unless it is kept: also when the download is cancelled by dropping it.
 pub(super) struct Partial {
-    path: PathBuf,
+    place: Beneath,
     keep: bool,
 }
 
 impl Partial {
     /// Makes the new file, readable for us only.
-    pub(super) fn create(path: &Path) -> Result<(Self, File), FetchError> {
-        let file = fs::create_new(path, 0o600).map_err(|source| FetchError::Create { source })?;
-        Ok((Self { path: path.to_owned(), keep: false }, file))
+    pub(super) fn create(place: Beneath) -> Result<(Self, File), FetchError> {
+        let file = place.create_new(0o600).map_err(|source| FetchError::Create { source })?;
+        Ok((Self { place, keep: false }, file))
     }
 
     pub(super) fn keep(mut self) {
@@ -39,7 +39,7 @@ impl Drop for Partial {
     fn drop(&mut self) {
         if !self.keep {
             // Nothing to tell anyone while dropping; left-overs in staging are removed at the next start.
-            _ = fs::remove_file(&self.path);
+            _ = self.place.remove();
         }
     }
 }

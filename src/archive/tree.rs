@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -15,6 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::ArchiveError;
 use super::path::{ancestors, shown};
+use crate::fs::Directory;
 
 /// Installed files are read-only; what a machine writes goes to its data directory.
 pub(super) const FILE_MODE: u32 = 0o444;
@@ -61,12 +61,11 @@ pub(super) struct Tree<'scope> {
 
 impl<'scope> Tree<'scope> {
     /// Makes `into/<top>`, which must not exist, and starts the flushing threads.
-    pub(super) fn create(scope: &'scope Scope<'scope, '_>, into: &Path, top: &str) -> Result<Self, ArchiveError> {
-        let staging = rustix::fs::open(into, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(on("open the staging directory for", top))?;
-        rustix::fs::mkdirat(&staging, top, Mode::from_raw_mode(0o700)).map_err(on("create directory", top))?;
+    pub(super) fn create(scope: &'scope Scope<'scope, '_>, into: &Directory, top: &str) -> Result<Self, ArchiveError> {
+        let staging = into.descriptor();
+        rustix::fs::mkdirat(staging, top, Mode::from_raw_mode(0o700)).map_err(on("create directory", top))?;
         let root =
-            rustix::fs::openat(&staging, top, DIRECTORY_FLAGS, Mode::empty()).map_err(on("open directory", top))?;
+            rustix::fs::openat(staging, top, DIRECTORY_FLAGS, Mode::empty()).map_err(on("open directory", top))?;
         let (flush, receiver) = sync_channel(FLUSH_AHEAD);
         let receiver = Arc::new(Mutex::new(receiver));
         let flushers = (0..FLUSHERS)
@@ -198,11 +197,6 @@ impl NewFile {
         let path = self.path.clone();
         self.flush.send(Flush::Whole(self.file, self.path)).map_err(|error| failed("flush", &path, stopped(error)))
     }
-}
-
-/// Whether the directory has any entry.
-pub(super) fn is_empty(directory: &Path) -> Result<bool, ArchiveError> {
-    Ok(crate::fs::list(directory)?.is_empty())
 }
 
 /// Flags for looking at a name itself, never at what a link points to.

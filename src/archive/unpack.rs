@@ -3,6 +3,7 @@
 //! one checks, hashes and writes, others flush.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::thread::{self, Scope};
@@ -15,9 +16,9 @@ use super::inflate::{self, refusal};
 use super::members::{Member, MemberKind, cut_short, for_each_member};
 use super::path::{EntryPath, ancestors, shown};
 use super::tree::{EXECUTABLE_MODE, FILE_MODE, Tree};
-use super::{ArchiveError, Limits, tree};
+use super::{ArchiveError, Limits};
 use crate::digest::Sha256Digest;
-use crate::fs;
+use crate::fs::{self, Directory};
 use crate::names::MachineName;
 
 /// Content is hashed and written in pieces of this size.
@@ -49,6 +50,28 @@ pub fn unpack(
     Ok(Unpacked { files: contents.files.len(), bytes: contents.bytes })
 }
 
+/// As [`unpack`], from an open archive into an open directory: nobody who could exchange what is above them leads it
+/// elsewhere.
+///
+/// # Errors
+/// As there.
+pub fn unpack_open(
+    archive: Opened<'_>,
+    name: &MachineName,
+    into: &Directory,
+    limits: &Limits,
+    verify_checksum: &Sha256Digest,
+) -> Result<Unpacked, ArchiveError> {
+    let contents = unpack_checked(archive, into, limits, Some(name), Some(verify_checksum))?;
+    Ok(Unpacked { files: contents.files.len(), bytes: contents.bytes })
+}
+
+/// An open archive, with its path for messages.
+pub struct Opened<'a> {
+    pub file: File,
+    pub path: &'a Path,
+}
+
 /// All that unpacking learns about an archive.
 pub(super) struct Contents {
     pub(super) name: MachineName,
@@ -73,28 +96,39 @@ pub(super) fn unpack_contents(
     name: Option<&MachineName>,
     verify_checksum: Option<&Sha256Digest>,
 ) -> Result<Contents, ArchiveError> {
-    if !tree::is_empty(into)? {
-        return Err(ArchiveError::StagingNotEmpty { path: into.to_owned() });
+    let (into, file) = (Directory::open(into)?, fs::open(archive)?);
+    unpack_checked(Opened { file, path: archive }, &into, limits, name, verify_checksum)
+}
+
+fn unpack_checked(
+    archive: Opened<'_>,
+    into: &Directory,
+    limits: &Limits,
+    name: Option<&MachineName>,
+    verify_checksum: Option<&Sha256Digest>,
+) -> Result<Contents, ArchiveError> {
+    if !into.names()?.is_empty() {
+        return Err(ArchiveError::StagingNotEmpty { path: into.path().to_owned() });
     }
     let result = attempt(archive, into, limits, name, verify_checksum);
     if result.is_err() {
         // Why the archive was refused matters more than why a left-over stays; staging is cleared at the next start.
-        for entry in fs::list(into).unwrap_or_default() {
-            _ = fs::remove_tree(&entry.path());
+        for name in into.names().unwrap_or_default() {
+            _ = into.remove_tree(&name);
         }
     }
     result
 }
 
 fn attempt(
-    archive: &Path,
-    into: &Path,
+    archive: Opened<'_>,
+    into: &Directory,
     limits: &Limits,
     name: Option<&MachineName>,
     verify_checksum: Option<&Sha256Digest>,
 ) -> Result<Contents, ArchiveError> {
-    let read = |source| ArchiveError::Read { path: archive.to_owned(), source };
-    let file = fs::open(archive)?;
+    let Opened { file, path } = archive;
+    let read = |source| ArchiveError::Read { path: path.to_owned(), source };
     let bytes = file.metadata().map_err(read)?.len();
     if bytes > limits.archive_bytes {
         return Err(ArchiveError::TooLarge { bytes, limit_bytes: limits.archive_bytes });
@@ -120,7 +154,7 @@ fn attempt(
     let executable = contents.files.iter().filter(|(_, file)| file.executable);
     let executables: BTreeSet<String> = executable.map(|(path, _)| path.clone()).collect();
     Executables { executables }.write(into)?;
-    fs::sync_directory(into)?;
+    into.flush()?;
     Ok(contents)
 }
 
@@ -140,7 +174,7 @@ enum NodeKind {
 
 struct Unpacker<'scope, 'environment, 'a> {
     scope: &'scope Scope<'scope, 'environment>,
-    into: &'a Path,
+    into: &'a Directory,
     limits: &'a Limits,
     expected_name: Option<&'a MachineName>,
     expected_list: Option<&'a Sha256Digest>,

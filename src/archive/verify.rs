@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use super::Limits;
 use super::checksums::{CHECKSUM_LIST, CHECKSUM_LIST_MAXIMUM_BYTES, ChecksumList};
@@ -16,6 +16,8 @@ use super::executables::{EXECUTABLES_MAXIMUM_BYTES, EXECUTABLES_RECORD, Executab
 use super::path::{ancestors, shown};
 use super::tree::{DIRECTORY_FLAGS, DIRECTORY_MODE, EXECUTABLE_MODE, FILE_MODE, LOOK};
 use crate::digest::Sha256Digest;
+use crate::fs::Directory;
+use crate::fs::trusted::is_ours;
 
 /// Differences beyond these are counted, not listed.
 const LISTED_DIFFERENCES: usize = 10;
@@ -58,22 +60,30 @@ impl Drift {
 }
 
 /// Checks that the directory holds exactly the files that its `SHA256SUMS` lists, with these contents, that the list
-/// itself has the digest `verify_checksum`, and that all modes are as installed: nothing writable, and executable only
-/// what was so in the archive (when the record that unpacking writes is there). `directory` may be a symbolic link to
+/// itself has the digest `verify_checksum`, and that all owners and modes are as installed: ours, nothing writable, and
+/// executable only what was so in the archive (when the record that unpacking writes is there). `directory` may be a symbolic link to
 /// the installed directory. Blocks; call it on a blocking thread.
 ///
 /// # Errors
 /// What differs. A file that can't be read counts as different.
 pub fn verify_directory(directory: &Path, verify_checksum: &Sha256Digest) -> Result<(), Drift> {
-    let mut drift = Drift::new();
-    let shown_directory = directory.display().to_string();
-    let root = match rustix::fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        Ok(root) => root,
+    match Directory::open(directory) {
+        Ok(directory) => verify_open(&directory, verify_checksum),
         Err(error) => {
-            drift.add(&shown_directory, format_args!("could not be opened: {}", io::Error::from(error)));
-            return drift.result();
+            let mut drift = Drift::new();
+            drift.add(&directory.display().to_string(), format_args!("could not be opened: {}", error.source));
+            drift.result()
         }
-    };
+    }
+}
+
+/// As [`verify_directory`], of a directory that is open.
+///
+/// # Errors
+/// As there.
+pub fn verify_open(directory: &Directory, verify_checksum: &Sha256Digest) -> Result<(), Drift> {
+    let mut drift = Drift::new();
+    let root = directory.descriptor();
     let Some(list) = read_list(root.as_fd(), verify_checksum, &mut drift) else { return drift.result() };
     let executables = match read_executables(root.as_fd()) {
         Ok(executables) => executables,
@@ -84,8 +94,14 @@ pub fn verify_directory(directory: &Path, verify_checksum: &Sha256Digest) -> Res
     };
     let directories = list.iter().flat_map(|(path, _)| ancestors(path).map(str::to_owned)).collect();
     let mut walk = Walk { list: &list, directories, executables, seen: BTreeSet::new(), drift };
-    walk.mode("", rustix::fs::fstat(&root).map(|stat| stat.st_mode), DIRECTORY_MODE);
-    walk.directory(&root, "");
+    match rustix::fs::fstat(root) {
+        Ok(stat) => {
+            walk.owner("", &stat);
+            walk.mode("", stat.st_mode, DIRECTORY_MODE);
+        }
+        Err(error) => walk.drift.add(".", format_args!("could not be inspected: {}", io::Error::from(error))),
+    }
+    walk.directory(root, "");
     let Walk { seen, mut drift, .. } = walk;
     for (path, _) in list.iter().filter(|(path, _)| !seen.contains(*path)) {
         drift.add(path, "is missing");
@@ -181,10 +197,13 @@ impl Walk<'_> {
         if listed {
             self.seen.insert(path.to_owned());
         }
+        if listed || self.directories.contains(path) {
+            self.owner(path, &stat);
+        }
         match (kind, listed, self.directories.contains(path)) {
             (FileType::RegularFile, true, _) => self.file(directory, name, path, stat.st_mode),
             (FileType::Directory, _, true) => {
-                self.mode(path, Ok(stat.st_mode), DIRECTORY_MODE);
+                self.mode(path, stat.st_mode, DIRECTORY_MODE);
                 match rustix::fs::openat(directory, name, DIRECTORY_FLAGS, Mode::empty()) {
                     Ok(directory) => self.directory(&directory, &format!("{path}/")),
                     Err(error) => {
@@ -220,26 +239,26 @@ impl Walk<'_> {
         match (executable, is_executable) {
             (false, true) => self.drift.add(path, "was made executable"),
             (true, false) => self.drift.add(path, "is no longer executable"),
-            _ => self.mode(path, Ok(mode), if executable { EXECUTABLE_MODE } else { FILE_MODE }),
+            _ => self.mode(path, mode, if executable { EXECUTABLE_MODE } else { FILE_MODE }),
         }
     }
 
-    fn mode(&mut self, path: &str, mode: rustix::io::Result<u32>, expected: u32) {
+    /// Who owns a file may write to it after we have looked, whatever its mode is now.
+    fn owner(&mut self, path: &str, stat: &Stat) {
+        if !is_ours(stat.st_uid) {
+            let path = if path.is_empty() { "." } else { path };
+            self.drift.add(path, format_args!("belongs to user {}", stat.st_uid));
+        }
+    }
+
+    fn mode(&mut self, path: &str, mode: u32, expected: u32) {
         let path = if path.is_empty() { "." } else { path };
-        match mode {
-            Ok(mode) if mode & 0o7777 == expected => {}
-            Ok(mode) if mode & 0o222 != 0 => {
-                let mode = mode & 0o7777;
+        match mode & 0o7777 {
+            mode if mode == expected => {}
+            mode if mode & 0o222 != 0 => {
                 self.drift.add(path, format_args!("was made writable (mode {mode:04o} instead of {expected:04o})"));
             }
-            Ok(mode) => {
-                let mode = mode & 0o7777;
-                self.drift.add(path, format_args!("has mode {mode:04o} instead of {expected:04o}"));
-            }
-            Err(error) => {
-                let error = io::Error::from(error);
-                self.drift.add(path, format_args!("could not be inspected: {error}"));
-            }
+            mode => self.drift.add(path, format_args!("has mode {mode:04o} instead of {expected:04o}")),
         }
     }
 }

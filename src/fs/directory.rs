@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::trusted::{Distrust, Missing, walk};
-use super::{Beneath, Context, DIRECTORY_FLAGS, Result, remove};
+use super::{Beneath, Context, DIRECTORY_FLAGS, Result, remove, trusted};
 
 /// A directory, open.
 #[derive(Debug)]
@@ -59,6 +59,10 @@ impl Directory {
         Ok(Self { descriptor, path: path.to_owned() })
     }
 
+    pub(super) fn from_open(descriptor: OwnedFd, path: PathBuf) -> Self {
+        Self { descriptor, path }
+    }
+
     /// For messages.
     pub fn path(&self) -> &Path {
         &self.path
@@ -87,6 +91,16 @@ impl Directory {
             opened => opened.map_err(io::Error::from).on("open", &path)?,
         };
         Ok(Self { descriptor, path })
+    }
+
+    /// As [`Directory::enter`], where only root or the daemon's user may change the directory.
+    ///
+    /// # Errors
+    /// As there, or who else could.
+    pub fn enter_trusted(&self, name: &str) -> std::result::Result<Self, Distrust> {
+        let entered = self.enter(name)?;
+        trusted::judge_open(&entered.descriptor, &entered.path)?;
+        Ok(entered)
     }
 
     /// Makes a directory in it, which must not exist yet, and opens that.
@@ -157,13 +171,16 @@ impl Directory {
         self.flush()
     }
 
-    /// Points the symbolic link at `target` in one atomic step, whether it exists or not. A file in its place is replaced,
-    /// a directory is not.
+    /// Points the symbolic link at `target` in one atomic step, whether it exists or not. Anything else in its place is
+    /// refused, never replaced.
     ///
     /// # Errors
-    /// When a directory is there, or what the system says.
+    /// When something other than a link is there, or what the system says.
     pub fn replace_symlink(&self, name: &str, target: &Path) -> Result<()> {
         let path = self.path.join(name);
+        if self.kind(name)?.is_some_and(|kind| kind != FileType::Symlink) {
+            return Err(super::no_link()).on("replace the link", &path);
+        }
         let staged = format!(".{name}.{}-temp", uuid::Uuid::new_v4().simple());
         rustix::fs::symlinkat(target, &self.descriptor, staged.as_str())
             .map_err(io::Error::from)

@@ -85,6 +85,13 @@ impl fmt::Display for Fault {
             Hand::Group(group) => {
                 write!(formatter, "group {group} may write to {at} (mode {mode:04o}); `chmod g-w {at}`")
             }
+            // Who takes the bit from `/tmp` breaks the host.
+            Hand::Everyone if mode & 0o1000 != 0 => {
+                write!(
+                    formatter,
+                    "everyone may write to {at} (mode {mode:04o}); choose a directory that is yours alone"
+                )
+            }
             Hand::Everyone => write!(formatter, "everyone may write to {at} (mode {mode:04o}); `chmod o-w {at}`"),
             Hand::AccessList => {
                 write!(formatter, "an access control list lets others write to {at}; `setfacl -b {at}`")
@@ -95,7 +102,7 @@ impl fmt::Display for Fault {
 
 /// What part a directory has.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     /// It is above what is asked for.
     Above,
     /// It is what is asked for.
@@ -113,7 +120,7 @@ pub fn is_ours(user: u32) -> bool {
 }
 
 /// Whether somebody else may write to what a stat shows. The group bits are also the mask of an access control list.
-fn hand(stat: &Stat, part: Part) -> Option<Hand> {
+pub(super) fn hand(stat: &Stat, part: Part) -> Option<Hand> {
     let mode = stat.st_mode & 0o7777;
     let kind = FileType::from_raw_mode(stat.st_mode);
     if !is_ours(stat.st_uid) {
@@ -229,14 +236,9 @@ impl Walk<'_> {
     }
 
     fn judge(&self, descriptor: &OwnedFd, stat: &Stat, real: &Path, part: Part) -> Result<(), Distrust> {
-        // What a file is for its own sake is asked at the end; before that it may turn out to be no directory.
-        let found = hand(stat, part).or_else(|| has_list_for_others(descriptor, stat).then_some(Hand::AccessList));
-        match found {
+        match judge(descriptor, stat, real, part) {
             None => Ok(()),
-            Some(hand) => {
-                let fault = Fault { at: real.to_owned(), hand, mode: stat.st_mode & 0o7777 };
-                Err(Distrust::Others { path: self.path.to_owned(), fault })
-            }
+            Some(fault) => Err(Distrust::Others { path: self.path.to_owned(), fault }),
         }
     }
 
@@ -260,6 +262,19 @@ impl Walk<'_> {
     }
 }
 
+pub(super) fn judge(descriptor: &OwnedFd, stat: &Stat, at: &Path, part: Part) -> Option<Fault> {
+    let hand = hand(stat, part).or_else(|| has_list_for_others(descriptor, stat).then_some(Hand::AccessList))?;
+    Some(Fault { at: at.to_owned(), hand, mode: stat.st_mode & 0o7777 })
+}
+
+/// Judges an open directory by itself, for those who know that what is above it is ours.
+pub(super) fn judge_open(descriptor: &OwnedFd, path: &Path) -> Result<(), Distrust> {
+    match judge(descriptor, &stat(descriptor, path)?, path, Part::Itself) {
+        None => Ok(()),
+        Some(fault) => Err(Distrust::Others { path: path.to_owned(), fault }),
+    }
+}
+
 /// Whether others may write by an access control list, where the group bits alone look harmless because the group is
 /// root's.
 fn has_list_for_others(descriptor: &OwnedFd, stat: &Stat) -> bool {
@@ -275,7 +290,7 @@ fn has_list(opened: &OwnedFd) -> bool {
     rustix::fs::fgetxattr(opened, ACCESS_LIST, &mut nothing).is_ok()
 }
 
-fn stat(descriptor: &OwnedFd, path: &Path) -> Result<Stat, FileError> {
+pub(super) fn stat(descriptor: &OwnedFd, path: &Path) -> Result<Stat, FileError> {
     rustix::fs::fstat(descriptor).map_err(io::Error::from).on("look at", path)
 }
 
@@ -465,6 +480,7 @@ mod tests {
         let sticky = place.directory("sticky", 0o1777);
         check(&place.directory("sticky/ours", 0o755)).unwrap();
         assert_eq!(fault(&sticky).hand, Hand::Everyone);
+        assert!(fault(&sticky).to_string().contains("choose a directory that is yours alone"));
         let theirs = place.directory("sticky/theirs", 0o755);
         chown(&theirs, Some(STRANGER), None).unwrap();
         assert_eq!(fault(&theirs).hand, Hand::Owner(STRANGER));

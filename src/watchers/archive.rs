@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, watch};
 
-use crate::archive::{Fetcher, unpack, verify_directory};
+use crate::archive::Fetcher;
 use crate::digest::Sha256Digest;
 use crate::machine::template::{Scope, Template};
 use crate::machine::watcher::{
@@ -22,6 +22,7 @@ use crate::notices::{Following, Notices};
 use crate::secret::Secret;
 use crate::spec::{Credentials, Source};
 
+use super::archive_place::{Archive, Condition, LIST_NAME};
 use super::governed::{Governed, five_minutes};
 
 /// The row in `KINDS`.
@@ -86,9 +87,6 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// So many directories of a copy are followed; what changes in others is found by the interval.
 const MAXIMUM_FOLLOWED: usize = 1_024;
 
-/// The name of the list of checksums, as the archives of this project have it.
-const LIST_NAME: &str = "SHA256SUMS";
-
 /// An archive watcher.
 struct Watched {
     properties: Properties,
@@ -96,17 +94,6 @@ struct Watched {
     place: watch::Sender<Option<PathBuf>>,
     insecure: OnceLock<Arc<Fetcher>>,
     governed: Governed,
-}
-
-/// What is wanted, its templates rendered.
-#[derive(Clone)]
-struct Archive {
-    source: Source,
-    credentials: Option<Credentials>,
-    checksum: Sha256Digest,
-    verify_checksum: Sha256Digest,
-    creates: MachineName,
-    target: PathBuf,
 }
 
 /// A property, and what is wrong with it.
@@ -222,137 +209,6 @@ impl Watched {
     }
 }
 
-impl Archive {
-    /// Where the verified copies are: beside the target, so that putting one in place is a rename. The name of a copy
-    /// is its checksum, `creates` is a link to it.
-    fn copies(&self) -> PathBuf {
-        self.target.join(format!(".{}.copies", self.creates))
-    }
-
-    fn link(&self) -> PathBuf {
-        self.target.join(self.creates.as_str())
-    }
-
-    /// What is there now: sound, or why not with the outcome that says so.
-    fn inspect(&self) -> Result<(), (&'static str, String)> {
-        let link = self.link();
-        if !link.exists() {
-            return Err(("no_creates", format!("{} does not exist", link.display())));
-        }
-        if !link.join("SHA256SUMS").exists() {
-            return Err(("no_checksums", format!("{} has no SHA256SUMS", link.display())));
-        }
-        let directory = std::fs::canonicalize(&link).unwrap_or(link);
-        verify_directory(&directory, &self.verify_checksum).map_err(|drift| ("verify_failed", drift.to_string()))
-    }
-
-    async fn install(&self, context: &Context, fetcher: &Fetcher) -> Result<(), String> {
-        let copies = self.copies();
-        let (target, ours, link) = (self.target.clone(), copies.clone(), self.link());
-        let checked = tokio::task::spawn_blocking(move || check_place(&target, &ours, &link)).await;
-        checked.unwrap_or_else(|error| Err(error.to_string()))?;
-        let staging = copies.join(format!(".{}-temp", uuid::Uuid::new_v4().simple()));
-        let result = self.install_in(context, fetcher, &copies, &staging).await;
-        let cleaned = tokio::task::spawn_blocking(move || crate::fs::remove_tree(&staging)).await;
-        if let Ok(Err(error)) = cleaned {
-            tracing::warn!("{}", crate::errors::chain(&error));
-        }
-        result
-    }
-
-    async fn install_in(
-        &self,
-        context: &Context,
-        fetcher: &Fetcher,
-        copies: &Path,
-        staging: &Path,
-    ) -> Result<(), String> {
-        let prepare = |error: crate::fs::FileError| crate::errors::chain(&error);
-        crate::fs::create_directory(copies, 0o755).map_err(prepare)?;
-        crate::fs::create_directory(staging, 0o700).map_err(prepare)?;
-        let file = staging.join("archive");
-        let services = &context.services;
-        let fetched = fetcher.fetch(&self.source, self.credentials.as_ref(), &file).await;
-        let fetched = fetched.map_err(|error| crate::errors::chain(&error))?;
-        if fetched.digest != self.checksum {
-            return Err(format!(
-                "checksum of {} does not match: expected {}, got {}",
-                self.source, self.checksum, fetched.digest
-            ));
-        }
-        let unpacked = staging.join("unpacked");
-        let (name, limits, verify_checksum) =
-            (self.creates.clone(), services.archive_limits.clone(), self.verify_checksum);
-        let copy = copies.join(format!("{}.{}", self.checksum.short(), uuid::Uuid::new_v4().simple()));
-        let (link, copies) = (self.link(), copies.to_owned());
-        let placed = tokio::task::spawn_blocking(move || {
-            crate::fs::create_directory(&unpacked, 0o755).map_err(|error| crate::errors::chain(&error))?;
-            unpack(&file, &name, &unpacked, &limits, &verify_checksum).map_err(|error| crate::errors::chain(&error))?;
-            if let Err(error) = place(&unpacked, &copy, &link, &name) {
-                // Or each further attempt would leave another copy.
-                _ = crate::fs::remove_tree(&copy);
-                return Err(crate::errors::chain(&error));
-            }
-            forget_others(&copies, &copy).map_err(|error| crate::errors::chain(&error))
-        });
-        placed.await.unwrap_or_else(|error| Err(error.to_string()))
-    }
-}
-
-/// Refuses, before anything is fetched, a place that can't take the archive, and one where somebody else could lead us
-/// elsewhere: what is removed there is removed with our rights.
-fn check_place(target: &Path, copies: &Path, link: &Path) -> Result<(), String> {
-    use std::os::unix::fs::MetadataExt;
-    let ours = rustix::process::geteuid().as_raw();
-    for directory in [target, copies] {
-        let Ok(metadata) = std::fs::symlink_metadata(directory) else { continue };
-        let shown = directory.display();
-        if !metadata.is_dir() {
-            return Err(format!("{shown} is not a directory; links are not followed here"));
-        }
-        if (metadata.uid() != ours && metadata.uid() != 0) || metadata.mode() & 0o022 != 0 {
-            return Err(format!(
-                "others may change {shown}: it must belong to root or to the daemon's user, who alone may write to it"
-            ));
-        }
-    }
-    match std::fs::symlink_metadata(link) {
-        Ok(metadata) if !metadata.is_symlink() && !metadata.is_dir() => {
-            Err(format!("{} is in the way: it is neither a directory nor a link; move it aside", link.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether an entry is a copy that an earlier run of this watcher made: 12 digits of the checksum, a dot, a UUID.
-fn is_copy(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let digits = |text: &str, count: usize| text.len() == count && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    name.split_once('.').is_some_and(|(checksum, unique)| digits(checksum, 12) && digits(unique, 32))
-}
-
-/// Moves the verified copy beside the others and points the link at it, in one step.
-fn place(unpacked: &Path, copy: &Path, link: &Path, name: &MachineName) -> Result<(), crate::fs::FileError> {
-    crate::fs::rename(unpacked, copy)?;
-    if link.is_dir() && !link.is_symlink() {
-        // A directory that the reference or a person put there; it is moved aside once, never deleted.
-        crate::fs::rename(link, &copy.with_added_extension("replaced"))?;
-    }
-    crate::fs::replace_symlink(link, &copy.join(name.as_str()))
-}
-
-/// Removes earlier copies, but for the newest of them: a command may still run in it.
-fn forget_others(copies: &Path, kept: &Path) -> Result<(), crate::fs::FileError> {
-    let mut others: Vec<_> = crate::fs::list(copies)?
-        .into_iter()
-        .map(|entry| entry.path())
-        .filter(|path| path != kept && is_copy(path))
-        .collect();
-    others.sort_by_key(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok());
-    others.pop();
-    others.iter().try_for_each(|path| crate::fs::remove_tree(path))
-}
-
 #[async_trait]
 impl Watcher for Watched {
     async fn check(&self, check: Check) -> Report {
@@ -373,8 +229,11 @@ impl Watcher for Watched {
         let place = PLACES.acquire().await;
         let inspected = tokio::task::spawn_blocking(move || this.inspect()).await;
         let (outcome, reason) = match inspected {
-            Ok(Ok(())) => return Report::new("verified").fire(Fire::Success).announce(),
-            Ok(Err(found)) => found,
+            Ok(Condition::Sound) => return Report::new("verified").fire(Fire::Success).announce(),
+            Ok(Condition::Unsound(outcome, reason)) => (outcome, reason),
+            Ok(Condition::Unusable(reason)) => {
+                return Report::error(format!("could not look after {}: {reason}", link.display()));
+            }
             Err(error) => return Report::error(error.to_string()),
         };
         tracing::info!(machine = %check.context.definition.name, watcher = %check.context.watcher, "{outcome}: {reason}");
@@ -387,7 +246,7 @@ impl Watcher for Watched {
         let fetcher = self.fetcher(&check.context);
         let installing = async {
             let _place = PLACES.acquire().await;
-            archive.install(&check.context, &fetcher).await
+            archive.install(&check.context.services, &fetcher).await
         };
         let limit = self.properties.timeout;
         let late = || Err(format!("it took longer than {}", crate::duration::format(limit)));

@@ -2,6 +2,7 @@
 //! new kind is a new file, a `mod` line here and a row in `packager/plugins.yaml`, from which the build makes the list.
 
 mod archive;
+mod archive_place;
 mod exec;
 mod expression;
 mod file;
