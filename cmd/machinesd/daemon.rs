@@ -18,7 +18,7 @@ use machines::journal::Journal;
 use machines::kv::Store;
 use machines::machine::definition::Definition;
 use machines::machine::panel::Panel;
-use machines::machine::watcher::Services;
+use machines::machine::watcher::{Owners, Services};
 use machines::node::Node;
 use machines::spec::TrustInForce;
 use machines::sync::{Purge, Reconciler, Settings as SyncSettings};
@@ -39,6 +39,7 @@ pub struct Parts {
     pub reconciler: Arc<Reconciler>,
     pub bus: Bus,
     pub governors: StoreGovernors,
+    pub owners: Owners,
     fetcher: Arc<Fetcher>,
     node: Arc<Node>,
     journal: Journal,
@@ -60,7 +61,16 @@ impl Parts {
         let governing: Arc<dyn Governors> = Arc::new(governors.clone());
         let (own, fetching, writing) = (Arc::clone(&node), Arc::clone(&fetcher), journal.clone());
         let reconciler = Arc::new(Reconciler::open_governed(sync, own, fetching, writing, Some(governing))?);
-        Ok(Self { store, reconciler, bus: Bus::default(), governors, fetcher, node, journal })
+        Ok(Self {
+            store,
+            reconciler,
+            bus: Bus::default(),
+            governors,
+            owners: Owners::OursAlone,
+            fetcher,
+            node,
+            journal,
+        })
     }
 }
 
@@ -277,6 +287,7 @@ fn start_host(
         archive_limits: settings.archive.clone(),
         sync: settings.sync.enabled.then(|| Arc::clone(&parts.reconciler)),
         trust,
+        owners: parts.owners,
         governors: Arc::new(parts.governors.clone()),
         panel,
         ..Services::new(Arc::clone(&parts.node), Arc::clone(&parts.store), Arc::clone(&parts.fetcher))

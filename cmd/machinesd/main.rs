@@ -10,6 +10,7 @@ mod graph;
 mod logging;
 mod narrator;
 mod once;
+mod ownership;
 mod reload;
 mod run;
 mod run_machine;

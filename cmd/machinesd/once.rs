@@ -8,6 +8,7 @@ use machines::sync::{Pass, Removals, nothing_published};
 
 use crate::daemon::{Parts, SLOT_PATIENCE, purge};
 use crate::logging;
+use crate::ownership;
 use crate::run::{load, runtime, warn_of_trust};
 use crate::shared::{Failure, converged_unless, line};
 
@@ -15,8 +16,10 @@ use crate::shared::{Failure, converged_unless, line};
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 
 pub fn once(file: &File) -> Result<(), Failure> {
+    ownership::settings_file(file)?;
     let settings = load(file)?;
     logging::start(&settings.log);
+    ownership::check(&settings)?;
     if !settings.sync.enabled {
         return Err(Failure::Usage("[sync] enabled = false: there is nothing to do".into()));
     }

@@ -11,6 +11,7 @@ use machines::node::Node;
 
 use crate::daemon::{Daemon, built_in, discover, listen};
 use crate::logging::LevelHandle;
+use crate::ownership;
 use crate::run::{load, warn_of_trust};
 use crate::shared::Failure;
 
@@ -60,9 +61,11 @@ struct Prepared {
 
 impl Prepared {
     async fn new(file: &File, in_force: &Settings, daemon: &Daemon) -> Result<Self, Failure> {
+        ownership::settings_file(file)?;
         let next = load(file)?;
         let changes = in_force.changes(&next);
         let settings = in_force.taking(next);
+        ownership::check(&settings)?;
         let (node, built_in) = (discover(&settings)?, built_in(&settings)?);
         let http = http(&settings, daemon).await?;
         Ok(Self { settings, changes, node, built_in, http })

@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::daemon::{Daemon, Parts};
 use crate::logging::{self, LevelHandle};
+use crate::ownership;
 use crate::reload::reload;
 use crate::shared::Failure;
 
@@ -37,8 +38,11 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 pub fn run(file: &File) -> Result<(), Failure> {
+    ownership::settings_file(file)?;
     let settings = load(file)?;
     let level = logging::start(&settings.log);
+    ownership::check(&settings)?;
+    ownership::socket_directory(&settings)?;
     let runtime = runtime()?;
     let result = runtime.block_on(daemon(file, settings, &level));
     // A command that hangs in the kernel must not hold up the exit.

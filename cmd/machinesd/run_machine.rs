@@ -10,7 +10,7 @@ use machines::archive::{FetchSettings, Fetcher};
 use machines::events::{self, Body, Bus, Event};
 use machines::host;
 use machines::kv::{self, ConnectionSettings, CreateDatabase, Store};
-use machines::machine::watcher::Services;
+use machines::machine::watcher::{Owners, Services};
 use machines::names::MachineName;
 use machines::node::Node;
 use serde_json::Value;
@@ -115,7 +115,7 @@ async fn live(root: &Path, facts: Option<Value>, nats: Option<&str>, narrator: &
         rescan: host::RESCAN,
         built_in: Vec::new(),
         kinds: machines::watchers::KINDS,
-        services: Arc::new(Services::new(Arc::new(node), store, fetcher)),
+        services: Arc::new(Services { owners: Owners::Anyone, ..Services::new(Arc::new(node), store, fetcher) }),
         bus,
     });
     loop {

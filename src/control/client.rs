@@ -10,6 +10,8 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use crate::fs::trusted::is_ours;
+
 use super::{Refusal, Span};
 
 /// How long the daemon may take to answer from what it knows.
@@ -24,6 +26,12 @@ const MAXIMUM_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 pub enum ClientError {
     #[error("could not reach the daemon at {}; is machinesd running, and may you open its socket?", socket.display())]
     Connect { socket: PathBuf, source: std::io::Error },
+    #[error(
+        "{} is served by user {user}, who is neither root nor you: nothing was asked of it; name your daemon's socket \
+         with --socket, and to speak with that user's daemon, do it as that user",
+        socket.display()
+    )]
+    Stranger { socket: PathBuf, user: u32 },
     #[error("could not make the request for {path}")]
     Request { path: String, source: hyper::http::Error },
     #[error("could not write what the request for {path} sends")]
@@ -122,6 +130,11 @@ impl Client {
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
         let connect = |source| ClientError::Connect { socket: self.socket.clone(), source };
         let stream = UnixStream::connect(&self.socket).await.map_err(connect)?;
+        // Whoever answers is believed, and is told what to do: a path alone says nothing about who that is.
+        let user = stream.peer_cred().map_err(connect)?.uid();
+        if !is_ours(user) {
+            return Err(ClientError::Stranger { socket: self.socket.clone(), user });
+        }
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Exchange)?;
         tokio::spawn(connection);

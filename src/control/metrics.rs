@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::events::Deliveries;
+use crate::fs::{Attributes, Directory};
 use crate::host::Report;
 use crate::kv::Connection;
 use crate::machine::panel::{Key, Panel, Shown};
@@ -228,14 +229,16 @@ struct Files {
 
 impl Files {
     fn write(&self, name: &str, content: &str) -> Result<(), crate::fs::FileError> {
-        crate::fs::write(&self.directory.join(name), content.as_bytes(), 0o644)
+        // The directory may be another user's, who could exchange it for a link while we write.
+        let attributes = Attributes { mode: Some(0o644), ..Attributes::default() };
+        Directory::open(&self.directory)?.place(name)?.write(content.as_bytes(), attributes)
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
         for name in [METRICS_FILE, NAGIOS_FILE] {
-            _ = crate::fs::remove_file(&self.directory.join(name));
+            _ = Directory::open(&self.directory).and_then(|directory| directory.place(name)?.remove());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Answers on the control socket. Who may open it may command the node's machines, so it is its owner's alone.
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::events::{Bus, Event};
 use crate::fs::FileError;
+use crate::fs::trusted::is_ours;
 use crate::host::HostHandle;
 use crate::journal::{DatabaseError, Journal, Record, Scope};
 use crate::kv::Store;
@@ -28,6 +29,8 @@ use super::http::{self, Body, Lifetime, Limits, body, json, refuse};
 use super::{Follows, RemovalConsent, Status, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest, Why};
 
 const LIMITS: Limits = Limits { name: "control socket", connections: 32, lifetime: Lifetime::Open };
+/// Connections that may wait to be taken.
+const WAITING: i32 = 128;
 /// So many journal records of a machine are told.
 const RECORDS_TOLD: u32 = 10;
 
@@ -65,6 +68,11 @@ pub enum ServeError {
     InUse { socket: PathBuf },
     #[error("{} is not a socket; move it aside, or set [control] socket to another path", socket.display())]
     NotASocket { socket: PathBuf },
+    #[error(
+        "{} belongs to user {user}; look what it is and move it aside, or set [control] socket to another path",
+        socket.display()
+    )]
+    Strangers { socket: PathBuf, user: u32 },
     #[error("could not prepare the control socket")]
     Prepare(#[source] FileError),
     #[error("could not listen at {}", socket.display())]
@@ -88,21 +96,34 @@ impl Drop for Listener {
 /// # Errors
 /// When another daemon answers there, or the socket can't be made.
 pub async fn listen(socket: &Path) -> Result<Listener, ServeError> {
-    if UnixStream::connect(socket).await.is_ok() {
-        return Err(ServeError::InUse { socket: socket.to_owned() });
-    }
     if let Some(directory) = socket.parent() {
         crate::fs::create_directory(directory, 0o755).map_err(ServeError::Prepare)?;
     }
-    if std::fs::symlink_metadata(socket).is_ok_and(|metadata| !metadata.file_type().is_socket()) {
+    let there = std::fs::symlink_metadata(socket).ok();
+    if let Some(user) = there.as_ref().map(MetadataExt::uid).filter(|user| !is_ours(*user)) {
+        return Err(ServeError::Strangers { socket: socket.to_owned(), user });
+    }
+    if there.is_some_and(|metadata| !metadata.file_type().is_socket()) {
         return Err(ServeError::NotASocket { socket: socket.to_owned() });
     }
+    if UnixStream::connect(socket).await.is_ok() {
+        return Err(ServeError::InUse { socket: socket.to_owned() });
+    }
     crate::fs::remove_file(socket).map_err(ServeError::Prepare)?;
-    let bind = |source| ServeError::Bind { socket: socket.to_owned(), source };
-    let listener = UnixListener::bind(socket).map_err(bind)?;
-    let listener = Listener { listener, socket: socket.to_owned() };
-    crate::fs::set_mode(socket, 0o600).map_err(ServeError::Prepare)?;
-    Ok(listener)
+    let listener = bind(socket).map_err(|source| ServeError::Bind { socket: socket.to_owned(), source })?;
+    Ok(Listener { listener, socket: socket.to_owned() })
+}
+
+/// The file that the system makes has the mode that the socket had before, cut by the umask: there is no moment in which
+/// others could open it, and no umask to change for all threads.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+    let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, kind, flags, None)?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, WAITING)?;
+    UnixListener::from_std(socket.into())
 }
 
 /// Answers until dropped.

@@ -1,12 +1,13 @@
 //! From a directory to a machine that can be started, or to the reason why it can't.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::fs::{Directory, Distrust};
 use crate::machine::definition::{Definition, FILE_NAME};
 use crate::machine::problem::Problems;
 use crate::machine::runner::{self, Handle};
-use crate::machine::watcher::{Kind, Watcher, build_all};
+use crate::machine::watcher::{Kind, Owners, Watcher, build_all};
 use crate::names::MachineName;
 use crate::sync::Lease;
 
@@ -56,13 +57,45 @@ pub async fn load(setup: &Setup, source: Source, found: &Found) -> Result<Loaded
             }
             (definition, directory)
         }
-        (None, _) => (read(found.path.clone()).await.map_err(Refusal::Itself)?, found.path.clone()),
+        (None, _) => {
+            let path = found.path.clone();
+            owned(setup, move || crate::fs::check_programs(&path, FILE_NAME)).await?;
+            (read(found.path.clone()).await.map_err(Refusal::Itself)?, found.path.clone())
+        }
     };
+    // Its values are put into commands.
+    let (data, name) = (setup.data_directory.clone(), definition.name.clone());
+    owned(setup, move || data_is_ours(&data, &name)).await?;
     let watchers = build_all(&definition, setup.kinds)
         .map_err(|problems| Refusal::Itself(Problems::new(&directory.join(FILE_NAME), "", problems).to_string()))?;
     let sync = setup.services.sync.as_ref().filter(|_| source == Source::Managed);
     let lease = sync.and_then(|sync| sync.lease(&directory));
     Ok(Loaded { definition: Arc::new(definition.without_documents()), directory, lease, watchers })
+}
+
+/// Asks who could change something, where that matters.
+async fn owned(setup: &Setup, ask: impl FnOnce() -> Result<(), Distrust> + Send + 'static) -> Result<(), Refusal> {
+    if setup.services.owners == Owners::Anyone {
+        return Ok(());
+    }
+    match tokio::task::spawn_blocking(ask).await {
+        Ok(Err(distrust @ Distrust::Others { .. })) => Err(Refusal::Untrusted(distrust.to_string())),
+        Ok(Err(distrust @ Distrust::Unknown(_))) if !distrust.is_missing() => {
+            Err(Refusal::Untrusted(crate::errors::chain(&distrust)))
+        }
+        // What is missing has its own message where it is used.
+        Ok(_) => Ok(()),
+        Err(error) => Err(Refusal::Untrusted(error.to_string())),
+    }
+}
+
+/// The directories above it are asked about when the daemon starts.
+fn data_is_ours(directory: &Path, name: &MachineName) -> Result<(), Distrust> {
+    let directory = Directory::open(directory)?;
+    if directory.kind(name.as_str())?.is_none() {
+        return Ok(());
+    }
+    directory.enter_trusted(name.as_str()).map(drop)
 }
 
 async fn read(directory: PathBuf) -> Result<Arc<Definition>, String> {

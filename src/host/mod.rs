@@ -216,12 +216,16 @@ enum Refusal {
     Unverified(String),
     /// It can run when another machine is gone.
     NameTaken(String),
+    /// Somebody else could change it, which a `chown` mends.
+    Untrusted(String),
 }
 
 impl Refusal {
     fn message(&self) -> &str {
         match self {
-            Self::Itself(message) | Self::Unverified(message) | Self::NameTaken(message) => message,
+            Self::Itself(message) | Self::Unverified(message) | Self::NameTaken(message) | Self::Untrusted(message) => {
+                message
+            }
         }
     }
 }
@@ -435,7 +439,7 @@ impl Entry {
         match (&self.problem, &self.running) {
             (Some(Refusal::Itself(_)), _) => true,
             (None, Some(running)) => running.handle.remote.is_running(),
-            (Some(Refusal::Unverified(_) | Refusal::NameTaken(_)), _) | (None, None) => false,
+            (Some(Refusal::Unverified(_) | Refusal::NameTaken(_) | Refusal::Untrusted(_)), _) | (None, None) => false,
         }
     }
 }

@@ -125,6 +125,8 @@ pub struct Services {
     pub sync: Option<Arc<Reconciler>>,
     /// The machines' directories are another's, and are only read, as those are that sync installs.
     pub directories_are_foreign: bool,
+    /// Who may own what is run.
+    pub owners: Owners,
     /// What the settings and the binary say; keys there override those of a machine.
     pub trust: TrustInForce,
     /// Limits on how many do something at once.
@@ -142,6 +144,15 @@ pub struct Services {
     pub notices: Notices,
 }
 
+/// Who may own the machines of a node, and what they keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owners {
+    /// Root or the daemon's user, who alone may write to them: they are run by a daemon that nobody looks at.
+    OursAlone,
+    /// Anyone: an author runs by hand what is in front of him.
+    Anyone,
+}
+
 impl Services {
     /// The services of a node that manages no specification, with what is usual for everything else.
     pub fn new(node: Arc<Node>, store: Arc<dyn Store>, fetcher: Arc<Fetcher>) -> Self {
@@ -154,6 +165,7 @@ impl Services {
             archive_limits: crate::archive::Limits::default(),
             sync: None,
             directories_are_foreign: false,
+            owners: Owners::OursAlone,
             trust: TrustInForce::default(),
             commands: Arc::new(process::System::default()),
             clock: Clock::System,

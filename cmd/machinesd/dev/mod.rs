@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use machines::config::{File, Settings};
+use machines::machine::watcher::Owners;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::daemon::{Daemon, Parts};
@@ -65,7 +66,9 @@ async fn live(directory: &Path, narrator: &narrator::Narrator) -> Result<(), Fai
     line(format!("Everything is in {}\n", directory.display()));
     let mut workshop = Workshop::make(directory)?;
     let (_, settings) = settings(directory, &workshop.public_key())?;
-    let parts = Parts::open(&settings).await?;
+    // The author is in front of it, with his own files, in whatever directory he works.
+    let mut parts = Parts::open(&settings).await?;
+    parts.owners = Owners::Anyone;
     let store = std::sync::Arc::clone(&parts.store);
     workshop.publish(&store).await?;
     line("The daemon starts. From here on it tells what it does:");

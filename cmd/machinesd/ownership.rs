@@ -1,0 +1,126 @@
+//! May what the daemon reads be believed? It runs as root what its files say, so it does not start on a path that somebody
+//! else owns or may write to. In: the settings and their file. Out: nothing, or every such path with what mends it.
+
+use std::fmt;
+use std::path::Path;
+
+use machines::config::{DEFAULT_PATH, File, Settings};
+use machines::fs::{Directory, Distrust, trusted};
+use machines::kv::{Credentials, Nkey};
+
+use crate::shared::Failure;
+
+/// What the daemon keeps in its state directory and takes for its own. A stranger who made the directory may have left
+/// them there, and to give them to root would not make them ours.
+const OWN: [&str; 12] = [
+    "lock",
+    "state.db",
+    "state.db-wal",
+    "state.db-shm",
+    "state.db-journal",
+    "kv.db",
+    "kv.db-wal",
+    "kv.db-shm",
+    "objects",
+    "store",
+    "machines",
+    "data",
+];
+
+/// All that others could change.
+#[derive(Debug)]
+struct Untrusted(Vec<(&'static str, Distrust)>);
+
+impl fmt::Display for Untrusted {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("others could decide what this daemon does")?;
+        self.0.iter().try_for_each(|(setting, distrust)| write!(formatter, ": {setting}: {distrust}"))
+    }
+}
+
+impl std::error::Error for Untrusted {}
+
+impl Untrusted {
+    /// Takes only what somebody else could change: what is missing or can't be read has its own message where it is used.
+    fn note(&mut self, setting: &'static str, checked: Result<(), Distrust>) {
+        match checked {
+            Err(distrust @ Distrust::Others { .. }) => self.0.push((setting, distrust)),
+            Ok(()) | Err(Distrust::Unknown(_)) => {}
+        }
+    }
+
+    /// Exit code 2: another start won't help.
+    fn result(self) -> Result<(), Failure> {
+        if self.0.is_empty() { Ok(()) } else { Err(Failure::Usage(self.into())) }
+    }
+}
+
+/// The settings file, before it is read.
+pub fn settings_file(file: &File) -> Result<(), Failure> {
+    let path = match file {
+        File::Required(path) => path.as_path(),
+        File::Default => Path::new(DEFAULT_PATH),
+    };
+    let mut untrusted = Untrusted(Vec::new());
+    untrusted.note("settings", trusted::open(path).map(drop));
+    untrusted.result()
+}
+
+/// What the settings name, at start and at each reload. Makes the state directory when it is missing.
+pub fn check(settings: &Settings) -> Result<(), Failure> {
+    let mut untrusted = Untrusted(Vec::new());
+    state_directory(&settings.state_dir, &mut untrusted);
+    untrusted.note("local_dir", trusted::check(&settings.local_dir));
+    let tls = &settings.kv.tls;
+    let public = [("[fetch] ca", &settings.fetch.ca), ("[kv] ca", &tls.ca), ("[kv] cert", &tls.certificate)];
+    for (setting, path) in public {
+        if let Some(path) = path {
+            untrusted.note(setting, trusted::open(path).map(drop));
+        }
+    }
+    let token = settings.http.as_ref().and_then(|http| http.token_file.as_ref());
+    let (credentials, nkey) = match &settings.kv.credentials {
+        Credentials::CredentialsFile(path) => (Some(path), None),
+        Credentials::Nkey(Nkey::File(path)) => (None, Some(path)),
+        _ => (None, None),
+    };
+    let secret = [
+        ("[http] token_file", token),
+        ("[kv] creds", credentials),
+        ("[kv] nkey", nkey),
+        ("[kv] key", tls.key.as_ref()),
+    ];
+    for (setting, path) in secret {
+        let Some(path) = path else { continue };
+        let opened = trusted::open(path);
+        if opened.as_ref().is_ok_and(trusted::TrustedFile::others_may_read) {
+            let path = path.display();
+            tracing::warn!("{setting}: others may read {path}, which holds a secret; `chmod go-r {path}`");
+        }
+        untrusted.note(setting, opened.map(drop));
+    }
+    untrusted.result()
+}
+
+/// The directory of the control socket; made when it is missing.
+pub fn socket_directory(settings: &Settings) -> Result<(), Failure> {
+    let mut untrusted = Untrusted(Vec::new());
+    if let Some(directory) = settings.socket.parent() {
+        untrusted.note("[control] socket", Directory::trusted_or_made(directory, 0o755).map(drop));
+    }
+    untrusted.result()
+}
+
+fn state_directory(path: &Path, untrusted: &mut Untrusted) {
+    let directory = match Directory::trusted_or_made(path, 0o755) {
+        Ok(directory) => directory,
+        Err(distrust) => return untrusted.note("state_dir", Err(distrust)),
+    };
+    for name in OWN {
+        untrusted.note("state_dir", trusted::check(&path.join(name)));
+    }
+    let copies = directory.enter("store").and_then(|store| store.names()).unwrap_or_default();
+    for name in copies {
+        untrusted.note("state_dir", trusted::check(&path.join("store").join(name)));
+    }
+}
