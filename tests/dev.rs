@@ -121,6 +121,86 @@ fn shell(command: &str) {
 }
 
 #[test]
+fn a_second_run_keeps_the_key_the_agent_and_the_settings() {
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = temporary.path().join("work");
+    let words = ["--directory", directory.to_str().unwrap()];
+    let mut first = Dev::start(&words, temporary.path());
+    first.expect("output: hello from hello");
+    assert!(first.interrupt().success());
+    let script = directory.join("hello/hello.sh");
+    let edited = std::fs::read_to_string(&script).unwrap().replace("hello from", "good day from");
+    std::fs::write(&script, edited).unwrap();
+    let settings = directory.join("machinesd.toml");
+    let mine = format!("# mine\n{}", std::fs::read_to_string(&settings).unwrap());
+    std::fs::write(&settings, &mine).unwrap();
+    let key = std::fs::read(directory.join("key")).unwrap();
+
+    let mut second = Dev::start(&words, temporary.path());
+    second.expect("agent      kept as it is");
+    second.expect("keys       kept; the node trusts");
+    second.expect("output: good day from hello");
+    assert!(second.interrupt().success());
+    assert_eq!(std::fs::read(directory.join("key")).unwrap(), key);
+    assert_eq!(std::fs::read_to_string(&settings).unwrap(), mine);
+
+    std::fs::write(directory.join("key"), "no key").unwrap();
+    let message = refused(&directory, Some(1));
+    assert!(message.contains("is there, and is no private key"), "{message}");
+    assert_eq!(std::fs::read(directory.join("key")).unwrap(), b"no key");
+}
+
+/// Everything below a directory, with its content.
+fn everything(directory: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+fn refused(directory: &Path, code: Option<i32>) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_machinesd"));
+    let output = command.args(["dev", "--directory"]).arg(directory).output().unwrap();
+    assert_eq!(output.status.code(), code, "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_refused_and_untouched() {
+    let temporary = tempfile::tempdir().unwrap();
+    let files = temporary.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    for name in ["key", "machinesd.toml", "spec.json"] {
+        std::fs::write(files.join(name), "precious").unwrap();
+    }
+    let before = everything(&files);
+    let message = refused(&files, Some(2));
+    let expected = "holds files that `machinesd dev` did not make, and is left as it is; give `machinesd dev --directory` \
+                    one that does not exist yet, or is empty";
+    assert!(message.contains(expected), "{message}");
+    assert_eq!(everything(&files), before);
+    // A link is no mark: who can make it need not be us.
+    std::os::unix::fs::symlink("/dev/null", files.join("made-by-machinesd-dev")).unwrap();
+    assert!(refused(&files, Some(2)).contains("did not make"));
+
+    let open = temporary.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let message = refused(&open, Some(2));
+    assert!(message.contains("others may write in") && message.contains("chmod o-w"), "{message}");
+    assert_eq!(everything(&open).len(), 0);
+
+    let message = refused(&files.join("key"), Some(2));
+    assert!(message.contains("is not a directory"), "{message}");
+    if rustix::process::geteuid().is_root() {
+        let strange = temporary.path().join("strange");
+        std::fs::create_dir(&strange).unwrap();
+        std::os::unix::fs::chown(&strange, Some(65_534), None).unwrap();
+        let message = refused(&strange, Some(2));
+        assert!(message.contains("belongs to another user"), "{message}");
+        assert_eq!(everything(&strange).len(), 0);
+    }
+}
+
+#[test]
 fn a_directory_that_cannot_be_made_is_named() {
     let output =
         Command::new(env!("CARGO_BIN_EXE_machinesd")).args(["dev", "--directory", "/proc/nowhere"]).output().unwrap();

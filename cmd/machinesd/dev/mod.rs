@@ -1,7 +1,8 @@
 //! `machinesd dev`: a newcomer's first minute. Everything on this machine, for real, in a temporary directory: keys, an
 //! archive, a signed specification, the embedded store, the daemon, the agent. It tells what happens as it happens, and
-//! takes changes while it runs.
+//! takes changes while it runs. In a directory that it made before it goes on with what is there.
 
+mod place;
 mod workshop;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::daemon::{Daemon, Parts};
 use crate::narrator;
 use crate::run::{load, runtime};
-use crate::shared::{Failure, line};
+use crate::shared::{Failure, line, lines};
 
 use workshop::Workshop;
 
@@ -33,6 +34,7 @@ pub fn dev(directory: Option<&Path>) -> Result<(), Failure> {
         (None, Some(temporary)) => temporary.path().to_owned(),
         (None, None) => return Err("there is no directory to work in".into()),
     };
+    place::claim(&directory)?;
     let narrator = narrator::start();
     let runtime = runtime()?;
     let result = runtime.block_on(live(&directory, &narrator));
@@ -55,7 +57,10 @@ fn settings(directory: &Path, public_key: &str) -> Result<(PathBuf, Settings), F
         at("machines.d"),
         at("machinesd.sock"),
     );
-    machines::fs::write(&path, text.as_bytes(), 0o644)?;
+    place::keep_or_write(&path, text.as_bytes(), 0o644)?;
+    if !machines::fs::read_text(&path, 1024 * 1024)?.contains(public_key) {
+        line(format!("trust      {} is kept as it is, and does not name this key", path.display()));
+    }
     let settings = load(&File::Required(path.clone()))?;
     Ok((path, settings))
 }
@@ -63,7 +68,8 @@ fn settings(directory: &Path, public_key: &str) -> Result<(PathBuf, Settings), F
 async fn live(directory: &Path, narrator: &narrator::Narrator) -> Result<(), Failure> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     line("machinesd dev: the whole way of an agent onto a node, on this machine alone.");
-    line(format!("Everything is in {}\n", directory.display()));
+    line(format!("Everything is in {}", directory.display()));
+    line("");
     let mut workshop = Workshop::make(directory)?;
     let (_, settings) = settings(directory, &workshop.public_key())?;
     // The author is in front of it, with his own files, in whatever directory he works.
@@ -97,7 +103,7 @@ async fn live(directory: &Path, narrator: &narrator::Narrator) -> Result<(), Fai
             }
         }
     }
-    line("\nStopping.");
+    lines("\nStopping.");
     daemon.stop().await;
     Ok(())
 }
@@ -106,7 +112,7 @@ fn hints(directory: &Path) {
     let at = |name: &str| directory.join(name).display().to_string();
     // A newcomer who came by `cargo run` has no machinesd on the PATH.
     let program = std::env::current_exe().unwrap_or_else(|_| "machinesd".into());
-    line(format!(
+    lines(format!(
         "\nThe agent runs. In another terminal, try (and watch here):\n\n  \
          1. Change the agent; a new version is built, signed and published:\n     \
          sed -i 's/hello from/good day from/; s/1.0.0/1.1.0/' {}/*\n\n  \

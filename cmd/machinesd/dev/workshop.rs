@@ -13,7 +13,7 @@ use machines::machine::definition::Definition;
 use machines::spec::{SecretKey, pack};
 use serde_json::json;
 
-use crate::shared::{Failure, line};
+use crate::shared::{Failure, line, lines};
 
 const BUCKET: &str = "MACHINES";
 const KEY: &str = "machines";
@@ -23,6 +23,7 @@ const HELLO: [(&str, &str, u32); 2] = [
     ("hello.sh", include_str!("../../../machines/examples/hello/hello.sh"), 0o755),
 ];
 const MAXIMUM_SPECIFICATION_BYTES: u64 = 1024 * 1024;
+const MAXIMUM_KEY_BYTES: u64 = 4096;
 
 /// When each file was last changed.
 type Times = BTreeMap<PathBuf, SystemTime>;
@@ -36,18 +37,22 @@ pub struct Workshop {
 }
 
 impl Workshop {
-    /// Makes keys and lays out the example agent.
+    /// Makes keys and lays out the example agent, unless they are there.
     pub fn make(directory: &Path) -> Result<Self, Failure> {
-        let key = SecretKey::generate()?;
-        let hello = directory.join("hello");
-        machines::fs::create_directory(&hello, 0o755)?;
+        let (key, what) = key(&directory.join("key"))?;
         machines::fs::create_directory(&directory.join("archives"), 0o755)?;
         machines::fs::create_directory(&directory.join("machines.d"), 0o755)?;
-        for (name, content, mode) in HELLO {
-            machines::fs::write(&hello.join(name), content.as_bytes(), mode)?;
+        let hello = directory.join("hello");
+        // An agent that is there is somebody's work, whatever files it has.
+        if machines::fs::list(&hello)?.is_empty() {
+            machines::fs::create_directory(&hello, 0o755)?;
+            for (name, content, mode) in HELLO {
+                machines::fs::write_new(&hello.join(name), content.as_bytes(), mode)?;
+            }
+        } else {
+            line("agent      kept as it is");
         }
-        machines::fs::write(&directory.join("key"), key.to_hex().as_bytes(), 0o600)?;
-        line(format!("keys       made; the node trusts {}", key.public_key().to_hex()));
+        line(format!("keys       {what}; the node trusts {}", key.public_key().to_hex()));
         Ok(Self { directory: directory.to_owned(), key, agent: Times::new(), specification: None })
     }
 
@@ -83,11 +88,11 @@ impl Workshop {
     /// Publishes again what has changed: the agent from its sources, or the specification as somebody left it.
     pub async fn follow(&mut self, store: &Arc<dyn Store>) -> Result<(), Failure> {
         if times(&self.directory.join("hello"))? != self.agent {
-            line("\nYou changed the agent:");
+            lines("\nYou changed the agent:");
             return self.publish(store).await;
         }
         if changed(&self.specification_path()) != self.specification {
-            line("\nYou changed spec.json:");
+            lines("\nYou changed spec.json:");
             return self.put(store).await;
         }
         Ok(())
@@ -115,6 +120,27 @@ impl Workshop {
 
     fn specification_path(&self) -> PathBuf {
         self.directory.join("spec.json")
+    }
+}
+
+/// The key that is there, or a new one; and which.
+fn key(path: &Path) -> Result<(SecretKey, &'static str), Failure> {
+    match machines::fs::read_text(path, MAXIMUM_KEY_BYTES) {
+        Ok(text) => match SecretKey::from_hex(text.trim()) {
+            Ok(key) => Ok((key, "kept")),
+            Err(error) => Err(format!(
+                "{} is there, and is no private key: {}; move it away, and a new one is made",
+                path.display(),
+                machines::errors::chain(&error)
+            )
+            .into()),
+        },
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => {
+            let key = SecretKey::generate()?;
+            machines::fs::write_new(path, key.to_hex().as_bytes(), 0o600)?;
+            Ok((key, "made"))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
