@@ -73,6 +73,7 @@ fn every_command_explains_itself_with_an_example() {
         "transition",
         "events",
         "sync",
+        "maintenance",
         "version",
     ] {
         let line = format!("machinesd {command} --help").replace("  ", " ");
@@ -238,10 +239,11 @@ fn a_running_daemon_answers_and_refuses_in_words() {
         "transition hello again",
         "transition hello agian",
         "transition helo again",
+        "sync",
+        "maintenance",
         "transition manager enter_maintenance",
         "transition manager enter_maintenance",
         "why nobody",
-        "sync",
     ] {
         scene.run(&format!("machinesd {command} --socket d.sock"));
     }

@@ -255,6 +255,7 @@ async fn built_in_machines_run_and_are_told_apart() {
         interval: Duration::from_secs(60),
         manage_interval: Duration::from_secs(60),
         purge_unknown: true,
+        begins: host::built_in::Begins::Normally,
     };
     let built_in = host::built_in::definitions(Some(&settings)).unwrap();
     let place = Place::start(Lab::new().await, built_in);

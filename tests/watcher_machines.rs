@@ -13,7 +13,7 @@ use engine::{Lab, watcher};
 use machines::machine::runner::Handle;
 use machines::machine::watcher::Services;
 use machines::spec::{Form, SecretKey, Trust, pack_form};
-use machines::sync::Reconciler;
+use machines::sync::{Maintenance, Reconciler};
 use serde_json::{Value, json};
 use support::eventually;
 use sync_world::World;
@@ -89,6 +89,23 @@ async fn what_is_installed_is_verified_at_each_machine_manage_interval() {
             assert!((9..=11).contains(&more_checks), "{}{more}: {more_checks}", form.0);
             handle.stop().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn in_maintenance_no_watcher_changes_anything_and_each_looks_when_it_ends() {
+    for form in FORMS {
+        let world = World::new();
+        let node = Arc::new(world.open());
+        let maintenance = Maintenance { since: jiff::Timestamp::now(), until: None, because: None, by: None };
+        node.begin_maintenance(maintenance).await.unwrap();
+        let lab = lab(&node, world.trust()).await;
+        let handle = manage(&lab, form, &[world.publish("one", "1.0.0")], &world.key, "");
+        assert_eq!(first(&handle).await, ("skipped", None), "{}", form.0);
+        assert!(!world.machine("one").exists(), "{}", form.0);
+        node.end_maintenance("ended by the test").await.unwrap();
+        eventually("it is installed", || async { world.machine("one").exists() }).await;
+        handle.stop().await;
     }
 }
 

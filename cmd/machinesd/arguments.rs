@@ -1,9 +1,11 @@
 //! The command line of `machinesd`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use machines::config::File;
+use machines::duration;
 use machines::names::MachineName;
 
 use crate::shared::Format;
@@ -27,6 +29,9 @@ pub enum Command {
         /// Make one sync pass and exit: 0 when the node has converged, 1 when not, with the reasons. Runs no machine.
         #[arg(long)]
         once: bool,
+        /// Make the pass also while the node is in maintenance.
+        #[arg(long, requires = "once")]
+        in_maintenance: bool,
     },
     /// Show everything on this machine alone: keys, archive, signature, store, daemon, agent.
     #[command(after_help = "Example: machinesd dev\nIt works in a temporary directory and leaves nothing behind.")]
@@ -151,10 +156,26 @@ pub enum Command {
         /// Make the removals that are held because they are many.
         #[arg(long)]
         allow_removals: bool,
+        /// Make the pass also while the node is in maintenance.
+        #[arg(long)]
+        in_maintenance: bool,
         #[command(flatten)]
         socket: Socket,
         /// How the result is printed.
         #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Leave this node as it is: nothing is installed, upgraded, repaired or removed until it ends.
+    ///
+    /// Agents run on, and do what they do. It survives restarts, reloads and upgrades. Without a word it shows how it is.
+    #[command(after_help = "Example: machinesd maintenance on --for 2h --because 'disks are exchanged'")]
+    Maintenance {
+        #[command(subcommand)]
+        change: Option<Maintenance>,
+        #[command(flatten)]
+        socket: Socket,
+        /// How the result is printed.
+        #[arg(long, value_enum, default_value_t = Format::Text, global = true)]
         format: Format,
     },
     /// Show the version.
@@ -167,6 +188,24 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+}
+
+/// What becomes of maintenance.
+#[derive(Debug, Subcommand)]
+pub enum Maintenance {
+    /// Begin it, or change its end and its reason.
+    On {
+        /// It ends by itself after this time, by the clock on the wall, also over restarts.
+        #[arg(long = "for", value_name = "TIME", value_parser = duration::parse)]
+        time: Option<Duration>,
+        /// Why, for those who look at the node.
+        #[arg(long, value_name = "TEXT")]
+        because: Option<String>,
+    },
+    /// End it. What was published meanwhile is read before anything is changed.
+    Off,
+    /// Show whether the node is in maintenance.
+    Status,
 }
 
 /// How problems are printed.
@@ -213,6 +252,7 @@ pub struct Socket {
     /// The daemon's control socket.
     #[arg(
         long,
+        global = true,
         value_name = "FILE",
         env = "MACHINESD_CONTROL_SOCKET",
         hide_env_values = true,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use machines::control::client::Client;
-use machines::control::{RemovalConsent, Span, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest};
+use machines::control::{Span, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest};
 
 use crate::shared::events::Wanted;
 use crate::shared::{Failure, Format, converged_unless, json, line};
@@ -43,10 +43,10 @@ pub fn events(socket: &Path, span: Span, wanted: &Wanted) -> Result<(), Failure>
     })
 }
 
-pub fn sync(socket: &Path, removals: RemovalConsent, format: Format) -> Result<(), Failure> {
+pub fn sync(socket: &Path, request: &SyncRequest, format: Format) -> Result<(), Failure> {
     let client = Client::new(socket);
     block_on(async {
-        let answer: SyncAnswer = serde_json::from_value(client.post("/v1/sync", &SyncRequest { removals }).await?)?;
+        let answer: SyncAnswer = serde_json::from_value(client.post("/v1/sync", request).await?)?;
         match format {
             Format::Text => converged_unless(&answer.complaints),
             Format::Json => {

@@ -8,11 +8,11 @@ use jiff::Timestamp;
 use machines::archive::Fetcher;
 use machines::config::Settings;
 use machines::control::listener;
-use machines::control::metrics;
 use machines::control::server::{self, Api, Following, Listener, SyncApi};
+use machines::control::{maintenance, metrics};
 use machines::events::{self, Bus};
 use machines::governor::{Governors, StoreGovernors};
-use machines::host::built_in::{ManagerSettings, definitions};
+use machines::host::built_in::{Begins, ManagerSettings, definitions};
 use machines::host::{self, HostHandle};
 use machines::journal::Journal;
 use machines::kv::Store;
@@ -163,6 +163,10 @@ impl Daemon {
 
     fn serve(&mut self, settings: &Settings, listener: Listener) {
         let reconciler = || Arc::clone(&self.parts.reconciler);
+        let (desk, maintenance) = maintenance::open(reconciler(), self.host.clone());
+        if settings.sync.enabled {
+            self.tasks.push(tokio::spawn(maintenance));
+        }
         let api = Api {
             identity: self.parts.node.identity.clone(),
             started: self.started,
@@ -170,10 +174,11 @@ impl Daemon {
             host: self.host.clone(),
             bus: self.parts.bus.clone(),
             journal: self.parts.journal.clone(),
-            sync: settings
-                .sync
-                .enabled
-                .then(|| SyncApi { reconciler: reconciler(), following: self.following.subscribe() }),
+            sync: settings.sync.enabled.then(|| SyncApi {
+                reconciler: reconciler(),
+                maintenance: desk,
+                following: self.following.subscribe(),
+            }),
         };
         self.tasks.push(tokio::spawn(server::serve(listener, Arc::new(api))));
     }
@@ -230,6 +235,11 @@ impl Daemon {
         self.trust.set(settings.trust.clone());
     }
 
+    /// The built-in machines as these settings want them.
+    pub fn built_in(&self, settings: &Settings) -> Result<Vec<Arc<Definition>>, Failure> {
+        built_in(settings, &self.parts)
+    }
+
     /// Follows the specification as the settings want it: only the machine that does so starts again.
     pub fn set_manager(&self, settings: &Settings, built_in: Vec<Arc<Definition>>) {
         self.following.send_replace(following(settings));
@@ -253,17 +263,19 @@ async fn ended(task: JoinHandle<()>) {
     _ = task.await;
 }
 
-/// The built-in machines as the settings want them.
+/// The built-in machines as the settings want them, and the record of maintenance.
 ///
 /// # Errors
 /// Never for the machines of this repository.
-pub fn built_in(settings: &Settings) -> Result<Vec<Arc<Definition>>, Failure> {
+fn built_in(settings: &Settings, parts: &Parts) -> Result<Vec<Arc<Definition>>, Failure> {
+    let is_in_maintenance = parts.reconciler.maintenance().is_some();
     let manager = settings.sync.enabled.then(|| ManagerSettings {
         bucket: settings.sync.bucket.clone(),
         key: settings.sync.key.clone(),
         interval: settings.sync.interval,
         manage_interval: settings.sync.manage_interval,
         purge_unknown: settings.sync.purge_unknown,
+        begins: if is_in_maintenance { Begins::InMaintenance } else { Begins::Normally },
     });
     Ok(definitions(manager.as_ref())?)
 }
@@ -296,7 +308,7 @@ fn start_host(
         local_directory: Some(settings.local_dir.clone()),
         managed_directory: settings.sync.enabled.then(|| parts.reconciler.machines_directory().to_owned()),
         data_directory: data_directory(&settings.state_dir),
-        built_in: built_in(settings)?,
+        built_in: built_in(settings, parts)?,
         kinds: machines::watchers::KINDS,
         services: Arc::new(services),
         bus: parts.bus.clone(),

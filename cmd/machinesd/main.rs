@@ -8,6 +8,7 @@ mod daemon;
 mod dev;
 mod graph;
 mod logging;
+mod maintenance;
 mod narrator;
 mod once;
 mod ownership;
@@ -26,8 +27,8 @@ mod why;
 
 use std::process::ExitCode;
 
-use arguments::{Arguments, Command};
-use machines::control::{RemovalConsent, Span};
+use arguments::{Arguments, Command, Maintenance};
+use machines::control::{MaintenanceConsent, RemovalConsent, Span, SyncRequest};
 use machines::process::helper;
 use shared::{Failure, Format, finish};
 
@@ -49,8 +50,8 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Run { config, once: false } => run::run(&config.file()),
-        Command::Run { config, once: true } => once::once(&config.file()),
+        Command::Run { config, once: false, .. } => run::run(&config.file()),
+        Command::Run { config, once: true, in_maintenance } => once::once(&config.file(), consent(in_maintenance)),
         Command::Dev { directory } => dev::dev(directory.as_deref()),
         Command::RunMachine { directories, facts, data, nats } => {
             run_machine::run(&directories, facts.as_deref(), data.as_deref(), nats.as_deref())
@@ -68,9 +69,12 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Events { follow, wanted, socket } => {
             ask::events(&socket.socket, if follow { Span::Follow } else { Span::Recent }, &wanted)
         }
-        Command::Sync { allow_removals, socket, format } => {
+        Command::Sync { allow_removals, in_maintenance, socket, format } => {
             let removals = if allow_removals { RemovalConsent::Allowed } else { RemovalConsent::Guarded };
-            ask::sync(&socket.socket, removals, format)
+            ask::sync(&socket.socket, &SyncRequest { removals, maintenance: consent(in_maintenance) }, format)
+        }
+        Command::Maintenance { change, socket, format } => {
+            maintenance::maintenance(&socket.socket, change.unwrap_or(Maintenance::Status), format)
         }
         Command::Version { format: Format::Json, .. } => version::document(),
         Command::Version { verbose, format: Format::Text } => {
@@ -78,4 +82,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+fn consent(in_maintenance: bool) -> MaintenanceConsent {
+    if in_maintenance { MaintenanceConsent::Overridden } else { MaintenanceConsent::Respected }
 }

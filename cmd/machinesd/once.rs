@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use machines::config::{File, Settings};
+use machines::control::MaintenanceConsent;
 use machines::kv::KvError;
-use machines::sync::{Pass, Removals, nothing_published};
+use machines::sync::{Pass, Reconciler, Removals, nothing_published};
 
 use crate::daemon::{Parts, SLOT_PATIENCE, purge};
 use crate::logging;
@@ -15,7 +16,7 @@ use crate::shared::{Failure, converged_unless, line};
 /// A connection that is being made is given this long.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 
-pub fn once(file: &File) -> Result<(), Failure> {
+pub fn once(file: &File, consent: MaintenanceConsent) -> Result<(), Failure> {
     ownership::settings_file(file)?;
     let settings = load(file)?;
     logging::start(&settings.log);
@@ -24,21 +25,24 @@ pub fn once(file: &File) -> Result<(), Failure> {
         return Err(Failure::Usage("[sync] enabled = false: there is nothing to do".into()));
     }
     let runtime = runtime()?;
-    let result = runtime.block_on(pass(&settings));
+    let result = runtime.block_on(pass(&settings, consent));
     // A disk that hangs must not hold up the exit.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn pass(settings: &Settings) -> Result<(), Failure> {
+async fn pass(settings: &Settings, consent: MaintenanceConsent) -> Result<(), Failure> {
     warn_of_trust(settings);
     let parts = Parts::open(settings).await?;
+    let reconciler = match (consent, parts.reconciler.maintenance()) {
+        (MaintenanceConsent::Overridden, _) => parts.reconciler.in_maintenance(),
+        (MaintenanceConsent::Respected, None) => Reconciler::clone(&parts.reconciler),
+        (MaintenanceConsent::Respected, Some(maintenance)) => return converged_unless(&[maintenance.to_string()]),
+    };
     let offered = offered(settings, &parts).await;
     let pass = match &offered {
-        Ok(Some(value)) => {
-            Some(parts.reconciler.reconcile(value, &settings.trust, purge(settings), Removals::Guarded).await)
-        }
-        _ => parts.reconciler.resume(&settings.trust, purge(settings)).await,
+        Ok(Some(value)) => Some(reconciler.reconcile(value, &settings.trust, purge(settings), Removals::Guarded).await),
+        _ => reconciler.resume(&settings.trust, purge(settings)).await,
     };
     parts.governors.settle(SLOT_PATIENCE).await;
     let mut complaints = Vec::new();

@@ -9,7 +9,7 @@ use machines::control::listener;
 use machines::machine::definition::Definition;
 use machines::node::Node;
 
-use crate::daemon::{Daemon, built_in, discover, listen};
+use crate::daemon::{Daemon, discover, listen};
 use crate::logging::LevelHandle;
 use crate::ownership;
 use crate::run::{load, warn_of_trust};
@@ -66,7 +66,7 @@ impl Prepared {
         let changes = in_force.changes(&next);
         let settings = in_force.taking(next);
         ownership::check(&settings)?;
-        let (node, built_in) = (discover(&settings)?, built_in(&settings)?);
+        let (node, built_in) = (discover(&settings)?, daemon.built_in(&settings)?);
         let http = http(&settings, daemon).await?;
         Ok(Self { settings, changes, node, built_in, http })
     }

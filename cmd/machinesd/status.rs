@@ -9,6 +9,7 @@ use machines::spec::SpecificationError;
 use serde_json::Value;
 
 use crate::ask::block_on;
+use crate::maintenance;
 use crate::shared::table::{Table, ago, labelled};
 use crate::shared::{Failure, Format, json, line};
 
@@ -66,6 +67,9 @@ fn say(label: &str, text: &str) {
 }
 
 fn print(document: &Value) {
+    if let Some(maintenance) = maintenance::of(document) {
+        say("MAINTENANCE", &maintenance);
+    }
     say("node", text(document, "/identity"));
     say("daemon", &format!("{}, up {}", text(document, "/version"), since(document, "/started")));
     let connected = document.pointer("/store/connected").and_then(Value::as_bool).unwrap_or(false);

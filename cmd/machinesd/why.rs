@@ -10,6 +10,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use crate::ask::block_on;
+use crate::maintenance;
 use crate::shared::table::{Table, labelled, until};
 use crate::shared::{Failure, Format, json, line};
 use crate::status::{since, text};
@@ -48,6 +49,7 @@ fn say(label: &str, text: &str) {
 
 fn explain(name: &str, document: &Value) {
     explain_origin(name, document);
+    say("maintenance", &maintenance::of(document).unwrap_or_default());
     if let Some(sync) = present(document, "sync") {
         explain_sync(sync);
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::{Report, Source};
 use crate::kv::Connection;
 use crate::machine::status::WatcherStatus;
-use crate::sync::{MachineState, SyncStatus};
+use crate::sync::{MachineState, Maintenance, SyncStatus};
 
 /// How a node stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,15 +100,21 @@ impl std::fmt::Display for Reason {
 }
 
 impl Health {
-    /// Of a node that follows a specification, or of one that does not (`None`).
-    pub fn of(store: &Connection, sync: Option<&SyncStatus>, machines: &[Report]) -> Self {
+    /// Of a node that follows a specification, or of one that does not (`None`). Maintenance was asked for, and is no fault
+    /// by itself.
+    pub fn of(
+        store: &Connection,
+        sync: Option<&SyncStatus>,
+        maintenance: Option<&Maintenance>,
+        machines: &[Report],
+    ) -> Self {
         let mut reasons = Vec::new();
         if !store.connected {
             let message = format!("the store at {} is not connected: {}", store.url, store.detail);
             reasons.push(Reason::new(Code::NotConnected, message));
         }
         if let Some(sync) = sync {
-            of_sync(sync, &mut reasons);
+            of_sync(sync, maintenance, &mut reasons);
         }
         // What the manager's watchers say was said above by those whose work they drive.
         let told =
@@ -125,8 +131,10 @@ impl Health {
     }
 }
 
-fn of_sync(sync: &SyncStatus, reasons: &mut Vec<Reason>) {
-    if sync.specification.is_none() {
+fn of_sync(sync: &SyncStatus, maintenance: Option<&Maintenance>, reasons: &mut Vec<Reason>) {
+    if maintenance.is_some() {
+        // No pass is made, so none is missing.
+    } else if sync.specification.is_none() {
         reasons.push(Reason::new(Code::NoSpecification, "no specification was accepted yet"));
     } else if sync.last_pass.is_none() {
         reasons.push(Reason::new(Code::NoPass, "the node was not compared with its specification since the start"));
@@ -256,9 +264,9 @@ mod tests {
 
     #[test]
     fn a_node_without_a_fault_is_well() {
-        let health = Health::of(&store(true), Some(&followed()), &[running(Source::Local, "exec", None)]);
+        let health = Health::of(&store(true), Some(&followed()), None, &[running(Source::Local, "exec", None)]);
         assert_eq!(health, Health { well: true, reasons: Vec::new() });
-        assert!(Health::of(&store(true), None, &[]).well);
+        assert!(Health::of(&store(true), None, None, &[]).well);
     }
 
     #[test]
@@ -266,10 +274,10 @@ mod tests {
         let message = "bad signature".to_owned();
         let sync = SyncStatus { refused: Some(Refusal { message, since: Timestamp::UNIX_EPOCH }), ..followed() };
         let manager = running(Source::BuiltIn, "machines", Some("the specification was refused: bad signature"));
-        let health = Health::of(&store(true), Some(&sync), std::slice::from_ref(&manager));
+        let health = Health::of(&store(true), Some(&sync), None, std::slice::from_ref(&manager));
         assert_eq!(lines(&health), ["refused: bad signature"]);
         // Where sync has nothing to say, the watcher's word is the only one.
-        assert_eq!(Health::of(&store(true), Some(&followed()), &[manager]).reasons.len(), 1);
+        assert_eq!(Health::of(&store(true), Some(&followed()), None, &[manager]).reasons.len(), 1);
     }
 
     #[test]
@@ -279,7 +287,7 @@ mod tests {
         let standing = Standing::LeftAlone { since: Timestamp::UNIX_EPOCH, why };
         sync.specification.as_mut().unwrap().standing = standing;
         assert_eq!(
-            lines(&Health::of(&store(true), Some(&sync), &[])),
+            lines(&Health::of(&store(true), Some(&sync), None, &[])),
             ["not followed: the specification accepted before is left alone: it was signed by 6403, which is not \
                  trusted today; what it installed runs on, and is neither repaired nor removed"]
         );
@@ -290,13 +298,16 @@ mod tests {
         assert_eq!(lines(&Health::unknown("no answer")), ["unknown: no answer"]);
         let never = SyncStatus::default();
         assert_eq!(
-            lines(&Health::of(&store(true), Some(&never), &[])),
+            lines(&Health::of(&store(true), Some(&never), None, &[])),
             ["nothing yet: no specification was accepted yet"]
         );
         let not_yet = SyncStatus { last_pass: None, ..followed() };
-        assert_eq!(Health::of(&store(true), Some(&not_yet), &[]).reasons[0].code, Code::NoPass);
+        assert_eq!(Health::of(&store(true), Some(&not_yet), None, &[]).reasons[0].code, Code::NoPass);
+        // Where nothing is to be changed, nobody looks.
+        let maintenance = Maintenance { since: Timestamp::UNIX_EPOCH, until: None, because: None, by: None };
+        assert!(Health::of(&store(true), Some(&not_yet), Some(&maintenance), &[]).well);
         let away = running(Source::BuiltIn, "kv", Some("no connection"));
-        let health = Health::of(&store(false), Some(&followed()), &[away]);
+        let health = Health::of(&store(false), Some(&followed()), None, &[away]);
         assert_eq!(lines(&health), ["not connected: the store at nats://a:4222 is not connected: refused"]);
     }
 
@@ -308,7 +319,7 @@ mod tests {
             machine: None,
             problem: Some("no machine.yaml".to_owned()),
         };
-        let health = Health::of(&store(true), None, &[gone, running(Source::Local, "exec", Some("exit code 1"))]);
+        let health = Health::of(&store(true), None, None, &[gone, running(Source::Local, "exec", Some("exit code 1"))]);
         assert_eq!(
             lines(&health),
             ["not running: /etc/machines/machines.d/x: no machine.yaml", "error: m/w: exit code 1"]

@@ -1,24 +1,25 @@
-//! HTTP as both listeners of the daemon speak it: so many connections and no more, requests of a bounded size that must
-//! come in time, and answers in JSON. Which requests there are is in `server` (Unix socket) and `listener` (TCP).
+//! HTTP as both listeners of the daemon speak it: so many connections and no more, of which the slow give way, requests of a
+//! bounded size that must come in time, and answers in JSON. Which requests there are is in `server` (Unix socket) and `listener` (TCP).
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::Refusal;
+use super::accept::{Accept, Acceptor, Peer, Taken};
+use super::places::{Places, Progress, Stage, Standing, Verdict};
 
 const MAXIMUM_REQUEST_BYTES: usize = 64 * 1024;
 /// Of a request's head, and of what is read ahead.
@@ -26,8 +27,7 @@ const MAXIMUM_HEAD_BYTES: usize = 16 * 1024;
 const MAXIMUM_HEADERS: usize = 64;
 const HEADER_PATIENCE: Duration = Duration::from_secs(10);
 const BODY_PATIENCE: Duration = Duration::from_secs(10);
-/// Before a failed accept is tried again, for example when there are no file descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+const TURNED_AWAY_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
@@ -36,8 +36,7 @@ pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 pub(super) struct Limits {
     /// For the log.
     pub name: &'static str,
-    /// At one time; further ones wait.
-    pub connections: usize,
+    pub places: Places,
     pub lifetime: Lifetime,
 }
 
@@ -50,29 +49,6 @@ pub(super) enum Lifetime {
     OneRequest(Duration),
 }
 
-/// Something that hands out connections.
-pub(super) trait Accept {
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-
-    fn next(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
-}
-
-impl Accept for UnixListener {
-    type Stream = tokio::net::UnixStream;
-
-    async fn next(&self) -> std::io::Result<Self::Stream> {
-        Ok(self.accept().await?.0)
-    }
-}
-
-impl Accept for TcpListener {
-    type Stream = tokio::net::TcpStream;
-
-    async fn next(&self) -> std::io::Result<Self::Stream> {
-        Ok(self.accept().await?.0)
-    }
-}
-
 /// Answers until dropped. Connections end with it: after a reload nothing may go on with the keys of before.
 pub(super) async fn serve<A, F, R>(accept: &A, limits: Limits, answer: F)
 where
@@ -80,43 +56,118 @@ where
     F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<Body>> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let mut connections = JoinSet::new();
+    let mut acceptor = Acceptor::new(accept, limits.name);
+    let mut open = Open::default();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match accept.next().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::warn!("{}: {error}", limits.name);
-                tokio::time::sleep(ACCEPT_AGAIN).await;
+        let taken = acceptor.next().await;
+        open.forget_ended();
+        match limits.places.admit(&open.standings(), taken.peer.address) {
+            Verdict::Room => {}
+            Verdict::InPlaceOf(slow) => open.close(slow),
+            Verdict::Full => {
+                open.tasks.spawn(turn_away(taken.stream));
                 continue;
             }
-        };
-        while connections.try_join_next().is_some() {}
-        let answer = answer.clone();
-        connections.spawn(async move {
-            let service = service_fn(move |request| {
-                let answered = answer(request);
-                async move { Ok::<_, Infallible>(answered.await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_PATIENCE)
-                .max_headers(MAXIMUM_HEADERS)
-                .max_buf_size(MAXIMUM_HEAD_BYTES)
-                .keep_alive(matches!(limits.lifetime, Lifetime::Open))
-                .serve_connection(TokioIo::new(stream), service);
-            let ended = match limits.lifetime {
-                Lifetime::Open => connection.await,
-                // Who does not read the answer must not hold a place for ever.
-                Lifetime::OneRequest(patience) => tokio::time::timeout(patience, connection).await.unwrap_or(Ok(())),
-            };
-            if let Err(error) = ended {
-                tracing::debug!("{}: {error}", limits.name);
-            }
-            drop(place);
-        });
+        }
+        open.add(taken, limits, answer.clone());
     }
+}
+
+/// The connections, oldest first.
+#[derive(Default)]
+struct Open {
+    tasks: JoinSet<()>,
+    connections: Vec<Connection>,
+}
+
+struct Connection {
+    task: AbortHandle,
+    address: Option<IpAddr>,
+    progress: Arc<Progress>,
+}
+
+impl Open {
+    fn forget_ended(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        self.connections.retain(|connection| !connection.task.is_finished());
+    }
+
+    fn standings(&self) -> Vec<Standing> {
+        let standing =
+            |connection: &Connection| Standing { address: connection.address, stage: connection.progress.stage() };
+        self.connections.iter().map(standing).collect()
+    }
+
+    fn close(&mut self, index: usize) {
+        if index < self.connections.len() {
+            self.connections.remove(index).task.abort();
+        }
+    }
+
+    fn add<S, F, R>(&mut self, taken: Taken<S>, limits: Limits, answer: F)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Fn(Request<Incoming>) -> R + Send + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let progress = Arc::new(Progress::default());
+        let (address, told) = (taken.peer.address, Arc::clone(&progress));
+        let task = self.tasks.spawn(connection(taken, limits, told, answer));
+        self.connections.push(Connection { task, address, progress });
+    }
+}
+
+async fn connection<S, F, R>(taken: Taken<S>, limits: Limits, progress: Arc<Progress>, answer: F)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> R + Send + 'static,
+    R: Future<Output = Response<Body>> + Send + 'static,
+{
+    let Taken { stream, peer, lent } = taken;
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        progress.set(Stage::Working);
+        request.extensions_mut().insert(peer);
+        let (answered, progress) = (answer(request), Arc::clone(&progress));
+        async move {
+            let answer = answered.await;
+            let is_whole = answer.body().size_hint().exact().is_some();
+            progress.set(if is_whole { Stage::Sending } else { Stage::Streaming });
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_PATIENCE)
+        .max_headers(MAXIMUM_HEADERS)
+        .max_buf_size(MAXIMUM_HEAD_BYTES)
+        .keep_alive(matches!(limits.lifetime, Lifetime::Open))
+        .serve_connection(TokioIo::new(stream), service);
+    let ended = match limits.lifetime {
+        Lifetime::Open => connection.await,
+        // Who does not read the answer must not hold a place for ever.
+        Lifetime::OneRequest(patience) => tokio::time::timeout(patience, connection).await.unwrap_or(Ok(())),
+    };
+    if let Err(error) = ended {
+        tracing::debug!("{}: {error}", limits.name);
+    }
+    drop(lent);
+}
+
+/// Says that all places are taken by those that are served, without a look at the request.
+async fn turn_away(mut stream: impl AsyncWrite + Unpin) {
+    let refusal = Refusal { error: "too many connections are being served; try again in a moment".to_owned() };
+    let refusal = serde_json::to_string(&refusal).unwrap_or_default();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: \
+         {}\r\n\r\n{refusal}",
+        refusal.len()
+    );
+    _ = tokio::time::timeout(TURNED_AWAY_WITHIN, stream.write_all(answer.as_bytes())).await;
+}
+
+/// Who asks.
+pub(super) fn peer(request: &Request<Incoming>) -> Peer {
+    request.extensions().get::<Peer>().copied().unwrap_or_default()
 }
 
 pub(super) fn json(status: StatusCode, value: &impl serde::Serialize) -> Response<Body> {

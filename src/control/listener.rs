@@ -31,9 +31,13 @@ use crate::sync::Reconciler;
 
 use super::http::{self, Body, Lifetime, Limits, body, full, json as answer_json, refuse};
 use super::metrics::{CONTENT_TYPE, Exposition};
+use super::places::Places;
 
-const LIMITS: Limits =
-    Limits { name: "HTTP listener", connections: 32, lifetime: Lifetime::OneRequest(Duration::from_secs(30)) };
+const LIMITS: Limits = Limits {
+    name: "HTTP listener",
+    places: Places { all: 64, each: 32 },
+    lifetime: Lifetime::OneRequest(Duration::from_secs(30)),
+};
 /// How long a machine may take to move.
 const SWITCH_PATIENCE: Duration = Duration::from_secs(5);
 const TOKEN_LIMIT_BYTES: u64 = 4_096;
@@ -261,6 +265,9 @@ fn metrics(api: &Api) -> String {
     exposition.checks(&all);
     let sync = api.sync.as_ref().map(|sync| sync.status());
     exposition.daemon(api.started, &api.store.connection(), sync.as_ref(), &api.host.reports());
+    if let Some(sync) = &api.sync {
+        exposition.maintenance(sync.maintenance().as_ref());
+    }
     exposition.events(&api.delivery.count());
     exposition.render()
 }

@@ -16,7 +16,7 @@ use crate::fs::{Attributes, Directory};
 use crate::host::Report;
 use crate::kv::Connection;
 use crate::machine::panel::{Key, Panel, Shown};
-use crate::sync::SyncStatus;
+use crate::sync::{Maintenance, SyncStatus};
 
 /// The media type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -149,6 +149,12 @@ impl Exposition {
                 self.counter("machinesd_watcher_errors_total", help, &labels, watcher.errors);
             }
         }
+    }
+
+    /// Whether the node is to be left as it is.
+    pub fn maintenance(&mut self, maintenance: Option<&Maintenance>) {
+        let help = "Whether the node is in maintenance: nothing that is installed is changed.";
+        self.gauge("machinesd_maintenance", help, &[], u8::from(maintenance.is_some()));
     }
 
     /// What became of the events on their way to NATS.

@@ -2,11 +2,14 @@
 //! answers there, and `client` is what `machinesd status` and the like speak with. `listener` answers on TCP to
 //! Prometheus and to those who turn switches; `metrics` is what Prometheus reads, there and in files.
 
+mod accept;
 pub mod client;
 pub mod health;
 mod http;
 pub mod listener;
+pub mod maintenance;
 pub mod metrics;
+mod places;
 pub mod server;
 
 use jiff::Timestamp;
@@ -18,7 +21,7 @@ use crate::journal::Record;
 use crate::kv::Connection;
 use crate::names::{Identity, MachineName};
 use crate::spec::Trust;
-use crate::sync::{Disbelief, MachineStatus, Pass, SyncStatus};
+use crate::sync::{Disbelief, MachineStatus, Maintenance, Pass, SyncStatus};
 
 /// What `GET /v1/status` answers.
 #[derive(Debug, Clone, Serialize)]
@@ -32,6 +35,8 @@ pub struct Status {
     pub events: Deliveries,
     /// Whether all is well, and every reason why not.
     pub health: health::Health,
+    /// Set while the node is to be left as it is.
+    pub maintenance: Option<Maintenance>,
     /// `None` where no specification is followed.
     pub sync: Option<SyncStatus>,
     /// Whose specifications are taken; `None` as there.
@@ -59,6 +64,36 @@ pub struct TransitionAnswer {
 #[serde(deny_unknown_fields)]
 pub struct SyncRequest {
     pub removals: RemovalConsent,
+    #[serde(default)]
+    pub maintenance: MaintenanceConsent,
+}
+
+/// Whether a pass may change things while the node is in maintenance.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MaintenanceConsent {
+    #[default]
+    Respected,
+    Overridden,
+}
+
+/// What `POST /v1/maintenance` takes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase")]
+pub enum MaintenanceRequest {
+    On {
+        /// How long; `None`: until it is ended.
+        seconds: Option<u64>,
+        because: Option<String>,
+    },
+    Off,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MaintenanceAnswer {
+    pub before: Option<Maintenance>,
+    pub now: Option<Maintenance>,
 }
 
 /// Whether a pass may make removals that are held otherwise.
@@ -88,6 +123,8 @@ impl From<&Pass> for SyncAnswer {
 pub struct Why {
     pub name: MachineName,
     pub follows: Follows,
+    /// While it is set, nothing that follows from the specification is done.
+    pub maintenance: Option<Maintenance>,
     pub sync: Option<MachineStatus>,
     /// Why the specification that installed it is not followed today.
     pub left_alone: Option<Disbelief>,

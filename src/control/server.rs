@@ -12,23 +12,33 @@ use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::events::{Bus, Event};
 use crate::fs::FileError;
 use crate::fs::trusted::is_ours;
 use crate::host::HostHandle;
+use crate::host::built_in::MANAGER;
 use crate::journal::{DatabaseError, Journal, Record, Scope};
 use crate::kv::Store;
 use crate::names::{Identity, MachineName};
 use crate::spec::Trust;
-use crate::sync::{Purge, Reconciler, Removals, nothing_published};
+use crate::sync::{Maintenance, Purge, Reconciler, Removals, nothing_published};
 
 use super::health::Health;
 use super::http::{self, Body, Lifetime, Limits, body, json, refuse};
-use super::{Follows, RemovalConsent, Status, SyncAnswer, SyncRequest, TransitionAnswer, TransitionRequest, Why};
+use super::maintenance::{ENTER, MaintenanceDesk, RESUME};
+use super::places::Places;
+use super::{
+    Follows, MaintenanceConsent, MaintenanceRequest, RemovalConsent, Status, SyncAnswer, SyncRequest, TransitionAnswer,
+    TransitionRequest, Why,
+};
 
-const LIMITS: Limits = Limits { name: "control socket", connections: 32, lifetime: Lifetime::Open };
+const LIMITS: Limits =
+    Limits { name: "control socket", places: Places { all: 64, each: 64 }, lifetime: Lifetime::Open };
+/// So many may follow the events at one time; what is left is for those who ask.
+const FOLLOWERS: usize = 32;
+const NOTHING_FOLLOWED: &str = "this daemon follows no specification ([sync] enabled = false)";
 /// Connections that may wait to be taken.
 const WAITING: i32 = 128;
 /// So many journal records of a machine are told.
@@ -48,6 +58,7 @@ pub struct Api {
 /// How a pass is made on request.
 pub struct SyncApi {
     pub reconciler: Arc<Reconciler>,
+    pub maintenance: MaintenanceDesk,
     /// A reload changes it.
     pub following: watch::Receiver<Following>,
 }
@@ -128,19 +139,31 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
 
 /// Answers until dropped.
 pub async fn serve(listener: Listener, api: Arc<Api>) {
-    http::serve(&listener.listener, LIMITS, move |request| answer(Arc::clone(&api), request)).await;
+    let followers = Arc::new(Semaphore::new(FOLLOWERS));
+    let answer = move |request| answer(Arc::clone(&api), Arc::clone(&followers), request);
+    http::serve(&listener.listener, LIMITS, answer).await;
 }
 
-async fn answer(api: Arc<Api>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(api: Arc<Api>, followers: Arc<Semaphore>, request: Request<Incoming>) -> Response<Body> {
     let path = request.uri().path().to_owned();
     match (request.method(), path.as_str()) {
         (&Method::GET, "/v1/status") => json(StatusCode::OK, &status(&api)),
-        (&Method::GET, "/v1/events") => events(&api, request.uri().query()),
+        (&Method::GET, "/v1/events") => events(&api, followers, request.uri().query()),
         (&Method::GET, path) if path.starts_with("/v1/why/") => why(&api, path.trim_start_matches("/v1/why/")).await,
-        (&Method::POST, "/v1/transition") => match body(request).await {
-            Ok(request) => transition(&api, request).await,
-            Err(response) => response,
-        },
+        (&Method::POST, "/v1/transition") => {
+            let user = http::peer(&request).user;
+            match body(request).await {
+                Ok(request) => transition(&api, request, user).await,
+                Err(response) => response,
+            }
+        }
+        (&Method::POST, "/v1/maintenance") => {
+            let user = http::peer(&request).user;
+            match body(request).await {
+                Ok(request) => maintenance(&api, request, user).await,
+                Err(response) => response,
+            }
+        }
         (&Method::POST, "/v1/sync") => match body(request).await {
             Ok(request) => sync(&api, &request).await,
             Err(response) => response,
@@ -157,9 +180,10 @@ fn status(api: &Api) -> Status {
         identity: api.identity.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: api.started,
-        health: Health::of(&store, sync.as_ref(), &machines),
+        health: Health::of(&store, sync.as_ref(), in_maintenance(api).as_ref(), &machines),
         store,
         events: api.bus.delivery().count(),
+        maintenance: in_maintenance(api),
         sync,
         trust: api.sync.as_ref().map(|sync| sync.following.borrow().trust.clone()),
         machines,
@@ -190,7 +214,11 @@ async fn why(api: &Api, name: &str) -> Response<Body> {
         return refuse(StatusCode::NOT_FOUND, error);
     }
     let follows = if api.sync.is_some() { Follows::Specification } else { Follows::Nothing };
-    json(StatusCode::OK, &Why { name, follows, sync, left_alone, host, journal })
+    json(StatusCode::OK, &Why { name, follows, maintenance: in_maintenance(api), sync, left_alone, host, journal })
+}
+
+fn in_maintenance(api: &Api) -> Option<Maintenance> {
+    api.sync.as_ref().and_then(|sync| sync.reconciler.maintenance())
 }
 
 async fn lately(journal: &Journal, name: &MachineName) -> Result<Vec<Record>, DatabaseError> {
@@ -200,17 +228,37 @@ async fn lately(journal: &Journal, name: &MachineName) -> Result<Vec<Record>, Da
     read.await.unwrap_or_else(|_| Ok(Vec::new()))
 }
 
-async fn transition(api: &Api, request: TransitionRequest) -> Response<Body> {
-    match api.host.transition(&request.machine, &request.event).await {
+async fn transition(api: &Api, request: TransitionRequest, user: Option<u32>) -> Response<Body> {
+    let TransitionRequest { machine, event } = request;
+    let means_maintenance = [ENTER, RESUME].contains(&event.as_str())
+        && api.host.name_of(&machine).is_ok_and(|name| name.as_str() == MANAGER);
+    let moved = match api.sync.as_ref().filter(|_| means_maintenance) {
+        Some(sync) => sync.maintenance.transition(&event, user).await,
+        None => api.host.transition(&machine, &event).await.map_err(|error| error.to_string()),
+    };
+    match moved {
         Ok(state) => json(StatusCode::OK, &TransitionAnswer { state: state.to_string() }),
-        Err(error) => refuse(StatusCode::CONFLICT, error.to_string()),
+        Err(error) => refuse(StatusCode::CONFLICT, error),
+    }
+}
+
+async fn maintenance(api: &Api, request: MaintenanceRequest, user: Option<u32>) -> Response<Body> {
+    let Some(sync) = &api.sync else { return refuse(StatusCode::CONFLICT, NOTHING_FOLLOWED) };
+    match sync.maintenance.set(request, user).await {
+        Ok(answer) => json(StatusCode::OK, &answer),
+        Err(error) => refuse(StatusCode::CONFLICT, error),
     }
 }
 
 /// One pass with the value that the store has now.
 async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
-    let Some(sync) = &api.sync else {
-        return refuse(StatusCode::CONFLICT, "this daemon follows no specification ([sync] enabled = false)");
+    let Some(sync) = &api.sync else { return refuse(StatusCode::CONFLICT, NOTHING_FOLLOWED) };
+    let reconciler = match (request.maintenance, sync.reconciler.maintenance()) {
+        (MaintenanceConsent::Overridden, _) => sync.reconciler.in_maintenance(),
+        (MaintenanceConsent::Respected, None) => Reconciler::clone(&sync.reconciler),
+        (MaintenanceConsent::Respected, Some(maintenance)) => {
+            return json(StatusCode::OK, &SyncAnswer { converged: false, complaints: vec![maintenance.to_string()] });
+        }
     };
     let removals = match request.removals {
         RemovalConsent::Guarded => Removals::Guarded,
@@ -223,8 +271,8 @@ async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
     };
     match entry {
         Ok(Some(entry)) => {
-            sync.reconciler.retry_now();
-            let pass = sync.reconciler.reconcile(&entry.value, &trust, purge, removals).await;
+            reconciler.retry_now();
+            let pass = reconciler.reconcile(&entry.value, &trust, purge, removals).await;
             json(StatusCode::OK, &SyncAnswer::from(&pass))
         }
         Ok(None) => refuse(StatusCode::CONFLICT, nothing_published(&bucket, &key)),
@@ -233,17 +281,21 @@ async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
 }
 
 /// The last events; with `follow` also all that come.
-fn events(api: &Api, query: Option<&str>) -> Response<Body> {
+fn events(api: &Api, followers: Arc<Semaphore>, query: Option<&str>) -> Response<Body> {
     let (recent, receiver) = api.bus.recent_and_listen();
     let line = |event: &Event| Ok(Frame::data(Bytes::from(format!("{}\n", event.cloud_event()))));
     let recent = futures_util::stream::iter(recent.into_iter().map(move |event| line(&event)));
     if query != Some("follow") {
         return Response::new(BodyExt::boxed_unsync(StreamBody::new(recent)));
     }
-    let coming = futures_util::stream::unfold(receiver, move |mut receiver| async move {
+    let Ok(place) = followers.try_acquire_owned() else {
+        let message = format!("{FOLLOWERS} follow the events already; end one of them first");
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, message);
+    };
+    let coming = futures_util::stream::unfold((receiver, place), move |(mut receiver, place)| async move {
         loop {
             match receiver.recv().await {
-                Ok(event) => return Some((line(&event), receiver)),
+                Ok(event) => return Some((line(&event), (receiver, place))),
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }

@@ -18,6 +18,9 @@ include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
 /// The name of the machine that follows the specification.
 pub const MANAGER: &str = "manager";
 
+/// Its state in which nothing is changed.
+pub const MAINTENANCE: &str = "MAINTENANCE";
+
 /// The settings of `[sync]` that the manager works with.
 #[derive(Debug, Clone)]
 pub struct ManagerSettings {
@@ -26,6 +29,16 @@ pub struct ManagerSettings {
     pub interval: Duration,
     pub manage_interval: Duration,
     pub purge_unknown: bool,
+    pub begins: Begins,
+}
+
+/// The state in which the manager begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// In the first one.
+    Normally,
+    /// The node is to be left as it is, since before the start.
+    InMaintenance,
 }
 
 /// The built-in machines; without the manager where no specification is followed.
@@ -59,6 +72,11 @@ pub fn as_compiled() -> Result<Vec<Arc<Definition>>, Problems> {
 }
 
 fn apply(settings: &ManagerSettings, document: &mut Value) {
+    if settings.begins == Begins::InMaintenance
+        && let Some(document) = document.as_object_mut()
+    {
+        document.insert("initial_state".to_owned(), json!(MAINTENANCE));
+    }
     let watchers = document.get_mut("watchers").and_then(Value::as_array_mut);
     for watcher in watchers.into_iter().flatten() {
         let interval = json!(duration::format(settings.interval));
@@ -94,9 +112,11 @@ mod tests {
             interval: Duration::from_secs(7),
             manage_interval: Duration::from_secs(11),
             purge_unknown: false,
+            begins: Begins::InMaintenance,
         };
         let definitions = definitions(Some(&settings)).unwrap();
         let manager = definitions.iter().find(|definition| definition.name.as_str() == MANAGER).unwrap();
+        assert_eq!(manager.initial_state.as_str(), MAINTENANCE);
         for watcher in &manager.watchers {
             assert_eq!(watcher.interval, Some(Duration::from_secs(7)));
             match watcher.kind.as_str() {

@@ -25,7 +25,7 @@ use crate::machine::fsm::Refused;
 use crate::machine::runner::{Handle, Remote};
 use crate::machine::status::MachineStatus;
 use crate::machine::watcher::{Kind, Services};
-use crate::names::Label;
+use crate::names::{Label, MachineName};
 use crate::sync::Lease;
 
 use load::Loaded;
@@ -137,6 +137,18 @@ impl HostHandle {
     /// # Errors
     /// When there is no such machine, or the transition is not valid in its state.
     pub async fn transition(&self, selector: &str, event: &str) -> Result<Label, TransitionError> {
+        Ok(self.find(selector)?.transition(event).await?)
+    }
+
+    /// The name of the machine that a selector of [`Self::transition`] means.
+    ///
+    /// # Errors
+    /// When there is no such machine.
+    pub fn name_of(&self, selector: &str) -> Result<MachineName, TransitionError> {
+        Ok(self.find(selector)?.status().name.clone())
+    }
+
+    fn find(&self, selector: &str) -> Result<Remote, TransitionError> {
         let views = Arc::clone(&self.views.borrow());
         let running = views.iter().filter_map(|view| view.remote.as_ref().map(|remote| (view, remote)));
         let running: Vec<_> = running.map(|(view, remote)| (view, remote, remote.status())).collect();
@@ -148,7 +160,7 @@ impl HostHandle {
         };
         let matches: Vec<_> = running.iter().filter(|(view, _, status)| fits(view, status)).collect();
         match matches.as_slice() {
-            [(_, remote, _)] => Ok(remote.transition(event).await?),
+            [(_, remote, _)] => Ok(Remote::clone(remote)),
             [] => {
                 let known = running.iter().map(|(_, _, status)| status.name.as_str()).collect::<Vec<_>>().join(", ");
                 Err(TransitionError::NoMachine { selector: selector.to_owned(), known })

@@ -28,6 +28,12 @@ pub fn group(name: &str) -> Result<u32, AccountError> {
     find("group", name, |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))
 }
 
+/// The name of a user, or the number where there is none.
+pub fn name_of_user(number: u32) -> String {
+    let user = User::from_uid(nix::unistd::Uid::from_raw(number));
+    user.ok().flatten().map_or_else(|| number.to_string(), |user| user.name)
+}
+
 fn find(
     what: &'static str,
     name: &str,

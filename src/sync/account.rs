@@ -47,6 +47,7 @@ pub(super) fn finish(memory: &Memory, prepared: Prepared, done: Vec<Done>) -> Pa
         refused: prepared.refused,
         left_alone: prepared.left_alone,
         problem,
+        maintenance: None,
         held: prepared.plan.held,
         retry_after: None,
     };
@@ -223,6 +224,7 @@ pub(super) fn broken(memory: &Memory, problem: &str) -> Pass {
         refused: None,
         left_alone: None,
         problem: Some(problem.to_owned()),
+        maintenance: None,
         held: None,
         retry_after: Some(wait),
     };

@@ -11,6 +11,7 @@ use tokio::task::JoinError;
 use super::Settings;
 use super::backoff::Backoff;
 use super::lease::Leases;
+use super::maintenance::Record;
 use super::matching::Matcher;
 use super::state::State;
 use super::status::SyncStatus;
@@ -30,6 +31,7 @@ pub(super) struct Memory {
     pub governors: Option<Arc<dyn Governors>>,
     /// For machines that are worked on at the same time.
     pub places: Semaphore,
+    pub maintenance: Record,
     pub journal: Journal,
     pub state: State,
     pub store: Store,
@@ -101,6 +103,7 @@ pub(super) enum Kind {
     Held,
     Failed,
     Problem,
+    Maintenance,
 }
 
 impl Kind {
@@ -116,6 +119,7 @@ impl Kind {
             Self::Held => "held",
             Self::Failed => "failed",
             Self::Problem => "problem",
+            Self::Maintenance => "maintenance",
         }
     }
 }

@@ -11,6 +11,7 @@ mod account;
 mod apply;
 mod backoff;
 mod lease;
+mod maintenance;
 mod matching;
 mod memory;
 pub mod plan;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 
 pub use lease::Lease;
+pub use maintenance::Maintenance;
 pub use plan::{Action, HeldRemovals, Purge, Removals};
 pub use status::{
     Disbelief, MachineOutcome, MachineState, MachineStatus, Outcome, Pass, Refusal, SpecificationStatus, Standing,
@@ -36,8 +38,9 @@ pub use status::{
 
 use self::backoff::Backoff;
 use self::lease::Leases;
+use self::maintenance::{During, Record};
 use self::matching::Matcher;
-use self::memory::{Memory, Stored};
+use self::memory::{Kind, Memory, Stored};
 use self::state::State;
 use self::store::{CopyName, Store};
 use crate::archive::{self, Fetcher};
@@ -52,6 +55,8 @@ use crate::spec::{self, Form, Trust};
 /// How long the lock of the state directory may be held by what a killed daemon left behind.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
+/// How long the beginning of maintenance waits for the end of what is under way.
+const BREAKING_OFF: Duration = Duration::from_secs(5);
 
 /// The settings of sync.
 #[derive(Debug, Clone)]
@@ -122,6 +127,8 @@ pub enum SyncError {
 pub struct Reconciler {
     /// Of the specifications that it takes.
     form: Form,
+    /// Whether its passes work in maintenance.
+    during: During,
     memory: Arc<Memory>,
     /// See [`memory::Turn`].
     turns: Arc<tokio::sync::Mutex<()>>,
@@ -172,6 +179,7 @@ impl Reconciler {
             machines_stored: Mutex::new(Stored::Unknown),
             changes: watch::Sender::new(0),
             places: Semaphore::new(settings.parallel_downloads.get().min(Semaphore::MAX_PERMITS)),
+            maintenance: Record::open(&settings.state_dir),
             settings,
             node,
             fetcher,
@@ -181,13 +189,19 @@ impl Reconciler {
             store,
             _lock: lock,
         };
-        Ok(Self { form: Form::default(), memory: Arc::new(memory), turns: Arc::default() })
+        Ok(Self { form: Form::default(), during: During::Holds, memory: Arc::new(memory), turns: Arc::default() })
     }
 
     /// The same, for specifications of this form only. What was accepted in the other form is not followed.
     #[must_use]
     pub fn of_form(&self, form: Form) -> Self {
         Self { form, ..self.clone() }
+    }
+
+    /// The same, whose passes change things also in maintenance: a person asked for that.
+    #[must_use]
+    pub fn in_maintenance(&self) -> Self {
+        Self { during: During::Works, ..self.clone() }
     }
 
     /// One pass with the envelope that was offered. Never fails: every error is in the result and in the status. After
@@ -214,8 +228,79 @@ impl Reconciler {
 
     async fn pass(&self, offer: reconcile::Offer, trust: &Trust, purge: Purge) -> Pass {
         let turn = Arc::new(Arc::clone(&self.turns).lock_owned().await);
+        let mut maintenance = self.memory.maintenance.follow();
+        if let Some(maintenance) = self.holds() {
+            return Pass::held_by(&maintenance);
+        }
         let rules = reconcile::Rules { form: self.form, trust: trust.clone(), purge };
-        reconcile::pass(&self.memory, &turn, offer, rules).await
+        let begins = async {
+            loop {
+                // The sender lives as long as we do.
+                _ = maintenance.changed().await;
+                if let Some(maintenance) = self.holds() {
+                    break maintenance;
+                }
+            }
+        };
+        // What is under way ends at a safe point.
+        tokio::select! {
+            pass = reconcile::pass(&self.memory, &turn, offer, rules) => pass,
+            maintenance = begins => Pass::held_by(&maintenance),
+        }
+    }
+
+    /// The maintenance that passes must not change anything in.
+    fn holds(&self) -> Option<Maintenance> {
+        self.maintenance().filter(|_| self.during == During::Holds)
+    }
+
+    /// Set while the node is to be left as it is.
+    pub fn maintenance(&self) -> Option<Maintenance> {
+        self.memory.maintenance.now()
+    }
+
+    /// Whether it has ended by itself, and nobody has taken note yet.
+    pub fn maintenance_is_over(&self) -> bool {
+        self.memory.maintenance.written().is_some() && self.maintenance().is_none()
+    }
+
+    /// Tells when it begins, is changed, or is ended.
+    pub fn follow_maintenance(&self) -> watch::Receiver<Option<Maintenance>> {
+        self.memory.maintenance.follow()
+    }
+
+    /// From here on nothing is changed. When this returns, what was under way has ended; of what can't be broken off,
+    /// such as a file system that hangs, the end is not waited for.
+    ///
+    /// # Errors
+    /// When it can't be written down. It holds nevertheless, until the process ends.
+    pub async fn begin_maintenance(&self, maintenance: Maintenance) -> Result<(), FileError> {
+        let memory = Arc::clone(&self.memory);
+        let begun = tokio::task::spawn_blocking(move || {
+            memory.note(Kind::Maintenance, None, &maintenance.to_string());
+            memory.maintenance.begin(maintenance)
+        });
+        // It fails only while the daemon ends.
+        let written = begun.await.unwrap_or(Ok(()));
+        _ = tokio::time::timeout(BREAKING_OFF, self.turns.lock()).await;
+        written
+    }
+
+    /// Things are changed again.
+    ///
+    /// # Errors
+    /// When what is written down can't be removed; then it goes on.
+    pub async fn end_maintenance(&self, how: &'static str) -> Result<(), FileError> {
+        let memory = Arc::clone(&self.memory);
+        let ended = tokio::task::spawn_blocking(move || {
+            let was = memory.maintenance.written().is_some();
+            memory.maintenance.end()?;
+            if was {
+                memory.note(Kind::Maintenance, None, &format!("this node is no longer in maintenance: {how}"));
+            }
+            Ok(())
+        });
+        ended.await.unwrap_or(Ok(()))
     }
 
     /// Lets the next pass try at once what waits after a failure: an operator asked for it.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::maintenance::Maintenance;
 use super::plan::{Action, HeldRemovals, Step};
 use crate::digest::Sha256Digest;
 use crate::names::Version;
@@ -51,6 +52,8 @@ pub struct Pass {
     pub left_alone: Option<Disbelief>,
     /// What kept the pass itself from its work, such as a full disk under the state database.
     pub problem: Option<String>,
+    /// Why nothing was done at all: the node is in maintenance.
+    pub maintenance: Option<String>,
     /// Set when removals are held.
     pub held: Option<HeldRemovals>,
     /// When to call again because a step failed; `None` when nothing waits.
@@ -58,12 +61,28 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// One that did nothing.
+    pub(super) fn held_by(maintenance: &Maintenance) -> Self {
+        Self {
+            outcome: Outcome::Unchanged,
+            specification: None,
+            machines: Vec::new(),
+            refused: None,
+            left_alone: None,
+            problem: None,
+            maintenance: Some(maintenance.to_string()),
+            held: None,
+            retry_after: None,
+        }
+    }
+
     /// Whether the node is as the offered specification wants it: nothing refused, held or failed.
     pub fn converged(&self) -> bool {
         let settled =
             |machine: &MachineOutcome| machine.result.is_ok() && !matches!(machine.action, Action::Hold { .. });
-        let followed = self.refused.is_none() && self.left_alone.is_none() && self.problem.is_none();
-        followed && self.machines.iter().all(settled)
+        let hindrances =
+            [self.refused.is_some(), self.left_alone.is_some(), self.problem.is_some(), self.maintenance.is_some()];
+        !hindrances.contains(&true) && self.machines.iter().all(settled)
     }
 
     /// Why not, in one line each; empty when converged.
@@ -75,7 +94,7 @@ impl Pass {
             _ => None,
         });
         let left_alone = self.left_alone.iter().map(Disbelief::sentence);
-        refused.chain(left_alone).chain(self.problem.clone()).chain(machines).collect()
+        refused.chain(left_alone).chain(self.maintenance.clone()).chain(self.problem.clone()).chain(machines).collect()
     }
 }
 
@@ -333,6 +352,7 @@ mod tests {
             refused: Some("bad signature".to_owned()),
             left_alone: None,
             problem: None,
+            maintenance: None,
             held: None,
             retry_after: None,
         };

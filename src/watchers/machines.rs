@@ -105,6 +105,7 @@ impl Machines {
         let again = pass.retry_after.unwrap_or(self.properties.machine_manage_interval);
         let again = Some(again.min(self.properties.machine_manage_interval));
         let report = match pass.outcome {
+            _ if pass.maintenance.is_some() => Report::new("skipped"),
             Outcome::Updated => Report::new("updated").fire(Fire::Success).announce(),
             Outcome::Unchanged => Report::new("unchanged"),
             Outcome::Error => Report::error(pass.complaints().join("; ")).told(),
@@ -174,13 +175,17 @@ impl Watcher for Machines {
                 }
             }
         };
-        let mut keys = context.services.trust.follow();
-        let trust = async move {
-            while keys.changed().await.is_ok() {
-                signal.check();
+        let (mut keys, mut maintenance) = (context.services.trust.follow(), sync.follow_maintenance());
+        let orders = async move {
+            loop {
+                tokio::select! {
+                    Ok(()) = keys.changed() => signal.check(),
+                    Ok(()) = maintenance.changed() => signal.check(),
+                    else => return,
+                }
             }
         };
-        Some(Box::pin(async move { _ = tokio::join!(disk, trust) }))
+        Some(Box::pin(async move { _ = tokio::join!(disk, orders) }))
     }
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
