@@ -12,7 +12,7 @@ export MACHINES_TOOLS := $(TOOLS)
 # How many times as often as the normal suite `make soak` does what may go wrong only sometimes.
 SOAK ?= 20
 # `make soak` runs the tests that count: their files and names.
-SOAKED := --test crash
+SOAKED := --test crash --test exec_escape
 
 .DEFAULT_GOAL := help
 .PHONY: help dev tools test lint fmt clippy docs deny advisories bench attack soak

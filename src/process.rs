@@ -129,6 +129,11 @@ impl System {
         Self { scratch: Arc::new(Scratch::in_place(place)), ..self }
     }
 
+    /// How commands are bounded.
+    pub fn bounds(&self) -> Bounds {
+        self.containment.bounds()
+    }
+
     /// Removes the files that killed daemons left.
     pub fn clean(&self) {
         self.scratch.clean();

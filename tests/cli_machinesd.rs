@@ -35,6 +35,8 @@ local_dir = \"machines.d\"
 facts = []
 [kv]
 url = \"local\"
+[process]
+cgroup = \"off\"
 [control]
 socket = \"d.sock\"
 ";

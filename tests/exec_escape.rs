@@ -9,10 +9,14 @@ mod support;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Lab, watcher};
 use machines::machine::status::WatcherStatus;
+use machines::machine::watcher::Services;
+use machines::process::{Containment, Setting, System};
+use support::cgroup::Cgroup;
 use support::eventually;
 
 const NOBODY: u32 = 65_534;
@@ -183,13 +187,23 @@ int main(int count, char **words) {
 
 /// How often; `make soak` asks for more.
 fn chains() -> u32 {
-    std::env::var("MACHINES_SOAK_CHAINS").ok().map_or(3, |times| times.parse().unwrap())
+    3 * std::env::var("MACHINES_SOAK").ok().map_or(1, |times| times.parse().unwrap())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_chain_of_forks_with_its_own_sessions_does_not_outlive_the_time_limit() {
-    let lab = lab().await;
-    let home = home(&lab);
+fn with_system(lab: Lab, change: impl FnOnce(System) -> System) -> Lab {
+    let system = change(System::with_helper(env!("CARGO_BIN_EXE_machinesd").into()));
+    let services = Arc::new(Services { commands: Arc::new(system), ..Services::clone(&lab.services) });
+    Lab { services, ..lab }
+}
+
+/// A lab whose commands are bounded by a cgroup.
+async fn lab_with(cgroup: &Cgroup) -> Lab {
+    let containment = Containment::establish(&Setting::Directory(cgroup.path.clone())).unwrap();
+    with_system(lab().await, |system| system.contained(containment))
+}
+
+async fn no_chain_outlives_the_time_limit(lab: &Lab) {
+    let home = home(lab);
     let chain = compile(&home, "chain", &["-O1"], CHAIN);
     for (round, user) in (0..chains()).flat_map(|round| [(round, ""), (round, "\nuser: nobody")]) {
         let beat = home.join(format!("beat-{round}-{}", user.len()));
@@ -198,7 +212,7 @@ async fn a_chain_of_forks_with_its_own_sessions_does_not_outlive_the_time_limit(
         // The leader ends at the polite signal, and leaves the chain to whoever adopts it.
         let script = format!("{} {} &\nsleep 600\n", chain.display(), beat.display());
         std::fs::write(home.join("script"), script).unwrap();
-        let status = run(&lab, &format!("command: sh script\ntimeout: 2s{user}")).await;
+        let status = run(lab, &format!("command: sh script\ntimeout: 2s{user}")).await;
         assert_eq!(status.last_error.as_deref(), Some("sh script: took longer than 2s and was killed"));
         let beats = || std::fs::read(&beat).unwrap();
         let at_the_end = beats();
@@ -206,6 +220,103 @@ async fn a_chain_of_forks_with_its_own_sessions_does_not_outlive_the_time_limit(
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(beats(), at_the_end, "round {round}{user}: it goes on");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_of_forks_with_its_own_sessions_does_not_outlive_the_time_limit() {
+    no_chain_outlives_the_time_limit(&lab().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_of_forks_does_not_outlive_its_cgroup() {
+    let cgroup = Cgroup::new();
+    no_chain_outlives_the_time_limit(&lab_with(&cgroup).await).await;
+    eventually("the removal of the leaves", || async { cgroup.leaves().is_empty() }).await;
+}
+
+/// Each computes for a moment and ends as an orphan, long before it meets a limit of its own.
+const BURNERS: &str = "import os, time\nwhile True:\n    if os.fork() == 0:\n        if os.fork() == 0:\n            \
+                       end = time.process_time() + 0.15\n            while time.process_time() < end: pass\n        \
+                       os._exit(0)\n    os.wait()\n    time.sleep(0.1)\n";
+
+/// As these, and nobody is told of their end.
+const UNTOLD: &str = "import os, signal, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n    \
+                      if os.fork() == 0:\n        end = time.process_time() + 0.05\n        while time.process_time() < \
+                      end: pass\n        os._exit(0)\n    time.sleep(0.05)\n";
+
+async fn counts_the_processor(lab: &Lab, script: &str) {
+    std::fs::write(home(lab).join("burn.py"), script).unwrap();
+    let status = run(lab, "command: python3 burn.py\ntimeout: 25s\ncpu: 1s").await;
+    let error = status.last_error.unwrap();
+    assert!(error.contains("of processor time, more than its limit of 1s and was killed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_processor_time_of_orphans_counts() {
+    counts_the_processor(&lab().await, BURNERS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_cgroup_the_processor_time_of_children_counts_that_nobody_waits_for() {
+    let cgroup = Cgroup::new();
+    let lab = lab_with(&cgroup).await;
+    counts_the_processor(&lab, BURNERS).await;
+    counts_the_processor(&lab, UNTOLD).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_left_on_purpose_keeps_its_cgroup_until_it_ends() {
+    let cgroup = Cgroup::new();
+    let lab = lab_with(&cgroup).await;
+    let status = run(&lab, "command: sh -c 'sleep 600 & echo $!'\ntimeout: 20s").await;
+    let pid = status.detail.unwrap();
+    let leaves = cgroup.leaves();
+    assert_eq!(leaves.len(), 1);
+    assert_eq!(Cgroup::members(&leaves[0]), [pid]);
+    // Nobody else may take it for that of a dead daemon meanwhile.
+    let refused = Containment::establish(&Setting::Directory(cgroup.path.clone())).unwrap_err();
+    assert_eq!(refused.to_string(), format!("another machinesd works in {}", cgroup.path.display()));
+}
+
+#[test]
+fn a_directory_that_is_no_cgroup_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = Containment::establish(&Setting::Directory(directory.path().to_owned())).unwrap_err();
+    let expected = format!("{} is not in a mounted hierarchy of version 2", directory.path().display());
+    assert_eq!(refused.to_string(), expected);
+}
+
+/// His own directory is where his commands keep files; root's stay where they were.
+#[tokio::test]
+async fn an_agents_user_has_a_data_directory_of_his_own_and_gets_nothing_else_by_a_link() {
+    let lab = lab().await;
+    home(&lab);
+    let machine = lab.path("data/runner");
+    let own = machine.join("user-65534");
+    let write = "command: sh -c 'echo $MACHINE_DATA_DIR; echo kept >$MACHINE_DATA_DIR/file'\ntimeout: 20s";
+    let as_nobody = format!("{write}\nuser: nobody");
+    for _ in 0..2 {
+        let status = run(&lab, &as_nobody).await;
+        assert_eq!(status.detail.as_deref(), own.to_str(), "{:?}", status.last_error);
+        let metadata = std::fs::metadata(&own).unwrap();
+        assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (NOBODY, 0o700));
+    }
+    let status = run(&lab, write).await;
+    assert_eq!(status.detail.as_deref(), machine.to_str(), "root's");
+    assert_eq!(std::fs::metadata(&machine).unwrap().uid(), 0);
+    // What somebody puts in its place is not given to him.
+    let treasure = lab.path("treasure");
+    std::fs::create_dir(&treasure).unwrap();
+    std::fs::write(treasure.join("key"), "k").unwrap();
+    std::fs::remove_dir_all(&own).unwrap();
+    std::os::unix::fs::symlink(&treasure, &own).unwrap();
+    let error = run(&lab, &as_nobody).await.last_error.unwrap();
+    assert!(error.contains("it is not a directory, and links are not followed here; remove it"), "{error}");
+    std::fs::remove_file(&own).unwrap();
+    std::fs::rename(&treasure, &own).unwrap();
+    let error = run(&lab, &as_nobody).await.last_error.unwrap();
+    assert!(error.contains("it belongs to user 0, not to user 65534; remove it, or chown it yourself"), "{error}");
+    assert_eq!(std::fs::metadata(&own).unwrap().uid(), 0);
 }
 
 /// What a thread of the program has computed, in nanoseconds.

@@ -169,6 +169,7 @@ fn the_unit_is_a_watched_service_that_stops_in_time_and_comes_back() {
         ("WatchdogSec", "30s"),
         ("Restart", "on-failure"),
         ("KillMode", "mixed"),
+        ("Delegate", "yes"),
         ("TimeoutStopSec", "15s"),
         ("StateDirectory", "machines"),
         ("RuntimeDirectory", "machines"),

@@ -76,6 +76,24 @@ fn refusal(properties: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_command_measures_as_the_user_and_group_it_was_given() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new().await;
+    std::fs::set_permissions(lab.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let command = "echo \"{\\\"metrics\\\": {\\\"user\\\": $(id -u), \\\"group\\\": $(id -g)}}\"";
+    std::fs::write(lab.machine_directory("host").join("measure"), command).unwrap();
+    let properties =
+        "      command: sh measure\n      interval: 1s\n      store: true\n      user: nobody\n      group: 12\n";
+    let (events, handle) = (lab.events(), lab.spawn_real(&text(properties)));
+    let running = Running { lab, handle, events };
+    let status = running.measured().await;
+    assert_eq!(status.last_error, None);
+    running.handle.stop().await;
+    let metrics = running.lab.saved("host").unwrap()["metric"]["cpu-load"]["metrics"].clone();
+    assert_eq!(metrics, json!({"user": 65534.0, "group": 12.0}));
+}
+
+#[tokio::test]
 async fn command_labels_and_skip_prometheus_reach_events_and_the_panel() {
     let output = json!({"labels": {"format": "mine", "disk": "sda"}, "metrics": {"load": 1.5, "free": 3}});
     let labels = "      labels: {role: \"{{ lookup \\\"facts.role\\\" \\\"db\\\" }}\", disk: sdb}\n";

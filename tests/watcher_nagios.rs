@@ -158,6 +158,18 @@ async fn a_plugin_that_is_late_or_missing_is_unknown_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_plugin_runs_as_the_user_and_group_it_was_given() {
+    let lab = Lab::new().await;
+    let everyone = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(lab.directory.path(), everyone).unwrap();
+    let properties =
+        "      plugin: sh -c 'echo $(id -u):$(id -g)'\n      timeout: 20s\n      user: nobody\n      group: 12\n";
+    let mut running = Running::start(lab, &text("", properties));
+    let told = running.event(|event| event["status"] == "OK").await;
+    assert_eq!(told["output"], "65534:12");
+}
+
+#[tokio::test]
 async fn o_reads_the_overrides_of_the_machine_from_its_data() {
     let lab = Lab::new().await;
     let data = lab.path("data").join("web");

@@ -20,6 +20,7 @@ use machines::machine::definition::Definition;
 use machines::machine::panel::Panel;
 use machines::machine::watcher::{Owners, Services};
 use machines::node::Node;
+use machines::process::{Bounds, Containment, System};
 use machines::spec::TrustInForce;
 use machines::sync::{Purge, Reconciler, Settings as SyncSettings};
 use tokio::sync::watch;
@@ -116,6 +117,7 @@ struct Served {
 /// A running daemon.
 pub struct Daemon {
     pub host: HostHandle,
+    bounds: Bounds,
     parts: Parts,
     host_task: JoinHandle<()>,
     /// What goes on for as long as the daemon does.
@@ -138,12 +140,17 @@ impl Daemon {
         if let Some(client) = parts.store.nats() {
             tasks.push(tokio::spawn(events::nats::publish(parts.bus.clone(), client)));
         }
+        let system = System::default().contained(Containment::establish(&settings.process)?);
+        system.clean();
+        let bounds = system.bounds();
+        tasks.push(tokio::spawn(machines::process::orphans::reap()));
         let panel = Arc::new(Panel::default());
         let trust = TrustInForce::new(settings.trust.clone());
-        let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel), trust.clone())?;
+        let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel), trust.clone(), system)?;
         let facts = tokio::spawn(machines::node::follow(Arc::clone(&parts.node), settings.facts.clone()));
         let mut daemon = Self {
             host,
+            bounds,
             parts,
             host_task,
             tasks,
@@ -174,6 +181,7 @@ impl Daemon {
             host: self.host.clone(),
             bus: self.parts.bus.clone(),
             journal: self.parts.journal.clone(),
+            bounds: self.bounds.clone(),
             sync: settings.sync.enabled.then(|| SyncApi {
                 reconciler: reconciler(),
                 maintenance: desk,
@@ -294,6 +302,7 @@ fn start_host(
     parts: &Parts,
     panel: Arc<Panel>,
     trust: TrustInForce,
+    system: System,
 ) -> Result<(HostHandle, JoinHandle<()>), Failure> {
     let services = Services {
         archive_limits: settings.archive.clone(),
@@ -302,6 +311,7 @@ fn start_host(
         owners: parts.owners,
         governors: Arc::new(parts.governors.clone()),
         panel,
+        commands: Arc::new(system),
         ..Services::new(Arc::clone(&parts.node), Arc::clone(&parts.store), Arc::clone(&parts.fetcher))
     };
     Ok(host::start(host::Setup {

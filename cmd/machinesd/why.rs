@@ -5,6 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use machines::control::client::Client;
 use machines::names::MachineName;
+use machines::process::Bounds;
 use machines::sync::Disbelief;
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -59,7 +60,23 @@ fn explain(name: &str, document: &Value) {
         Some(host) => explain_host(host),
         None => line("it does not run: no directory has it"),
     }
+    if let Some(commands) = present(document, "commands") {
+        explain_bounds(commands);
+    }
     explain_journal(document);
+}
+
+/// How its commands are bounded here, and what does not hold.
+fn explain_bounds(commands: &Value) {
+    let Ok(bounds) = serde_json::from_value::<Bounds>(commands.clone()) else { return };
+    let by = match (&bounds.directory, &bounds.because) {
+        (Some(directory), _) => format!("the cgroup {}", directory.display()),
+        (None, because) => format!("rlimits and /proc: {}", because.as_deref().unwrap_or_default()),
+    };
+    say("commands", &format!("bounded by {by}"));
+    for gap in bounds.gaps {
+        say("  but", gap.sentence());
+    }
 }
 
 /// Where the machine comes from, and how it stands.

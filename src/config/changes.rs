@@ -107,6 +107,7 @@ const ROWS: &[Row] = rows! {
     archive.entries => Restart,
     archive.depth => Restart,
     archive.component_bytes => Restart,
+    process.cgroup => Restart,
     control.socket => Restart,
     http.listen => HttpListener,
     http.token_file => HttpListener,
@@ -164,6 +165,7 @@ impl Settings {
             },
             fetch: before.fetch,
             archive: before.archive,
+            process: before.process,
             socket: before.socket,
             log: Log { format: before.log.format, ..next.log },
             written,
@@ -211,6 +213,7 @@ mod tests {
         ("archive.entries", "7"),
         ("archive.depth", "7"),
         ("archive.component_bytes", "7"),
+        ("process.cgroup", "\"off\""),
         ("control.socket", "\"/s\""),
         ("http.listen", "\"127.0.0.1:1\""),
         ("http.token_file", "\"/t\""),
@@ -230,7 +233,7 @@ mod tests {
         let (section, key) = name.split_once('.').unwrap_or(("", name));
         let line = |here: &str| if here == section { format!("{key} = {value}\n") } else { String::new() };
         let url = if name == "kv.url" { "" } else { "url = \"nats://a:4222\"\n" };
-        let sections = ["sync", "trust", "fetch", "archive", "control", "http", "metrics", "log"];
+        let sections = ["sync", "trust", "fetch", "archive", "process", "control", "http", "metrics", "log"];
         let rest: String = sections.iter().map(|section| format!("[{section}]\n{}", line(section))).collect();
         parse(&format!("{}[kv]\n{url}{}{rest}", line(""), line("kv")))
     }

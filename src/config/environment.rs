@@ -54,6 +54,7 @@ pub const KEYS: &[(&str, &str, Form)] = &[
     ("archive", "entries", Form::Number),
     ("archive", "depth", Form::Number),
     ("archive", "component_bytes", Form::Number),
+    ("process", "cgroup", Form::Text),
     ("control", "socket", Form::Text),
     ("http", "listen", Form::Text),
     ("http", "token_file", Form::Text),

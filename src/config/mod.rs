@@ -14,6 +14,7 @@ use crate::control::listener;
 use crate::kv::{ConnectionSettings, CreateDatabase, Credentials, Nkey, Target, Tls};
 use crate::machine::problem::{Place, Problem, Problems};
 use crate::names::Identity;
+use crate::process;
 use crate::secret::{self, Secret, SecretUrl};
 use crate::spec::{PublicKey, Trust};
 use crate::suggest::nearest;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub trust: Trust,
     pub fetch: FetchSettings,
     pub archive: Limits,
+    /// Where commands are bounded.
+    pub process: process::Setting,
     pub socket: PathBuf,
     /// `None`: no HTTP listener.
     pub http: Option<listener::Settings>,
@@ -201,6 +204,7 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
     if raw.fetch.deadline < Duration::from_secs(1) {
         fault("fetch", "deadline", "must be at least 1s".to_owned());
     }
+    let process = cgroup(&raw.process.cgroup).map_err(|reason| fault("process", "cgroup", reason)).ok();
     let http = http(raw.http, fault);
     let textfile_directory = Some(raw.metrics.textfile_directory).filter(|path| !path.as_os_str().is_empty());
     if let Some(path) = textfile_directory.as_ref().filter(|path| !path.is_absolute()) {
@@ -232,6 +236,7 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
         state_dir: raw.state_dir,
         local_dir: raw.local_dir,
         facts: raw.facts,
+        process: process?,
         socket: raw.control.socket,
         http,
         textfile_directory,
@@ -244,6 +249,15 @@ fn validate(raw: raw::File, compiled_in: Option<&str>, fault: &mut dyn FnMut(&st
         },
         written,
     })
+}
+
+fn cgroup(text: &str) -> Result<process::Setting, String> {
+    match text {
+        "auto" => Ok(process::Setting::Auto),
+        "off" => Ok(process::Setting::Off),
+        path if Path::new(path).is_absolute() => Ok(process::Setting::Directory(path.into())),
+        other => Err(format!("{other:?} is not \"auto\", \"off\" or the absolute path of a cgroup")),
+    }
 }
 
 fn http(raw: raw::Http, fault: &mut dyn FnMut(&str, &str, String)) -> Option<listener::Settings> {

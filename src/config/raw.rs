@@ -18,6 +18,7 @@ pub struct File {
     pub trust: Trust,
     pub fetch: Fetch,
     pub archive: Archive,
+    pub process: Process,
     pub control: Control,
     pub http: Http,
     pub metrics: Metrics,
@@ -36,6 +37,7 @@ impl Default for File {
             trust: Trust::default(),
             fetch: Fetch::default(),
             archive: Archive::default(),
+            process: Process::default(),
             control: Control::default(),
             http: Http::default(),
             metrics: Metrics::default(),
@@ -156,6 +158,19 @@ impl Default for Archive {
             depth: limits.depth,
             component_bytes: limits.component_bytes,
         }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Process {
+    /// "auto", "off", or a directory.
+    pub cgroup: String,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Self { cgroup: "auto".to_owned() }
     }
 }
 

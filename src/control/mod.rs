@@ -20,6 +20,7 @@ use crate::host::Report;
 use crate::journal::Record;
 use crate::kv::Connection;
 use crate::names::{Identity, MachineName};
+use crate::process::Bounds;
 use crate::spec::Trust;
 use crate::sync::{Disbelief, MachineStatus, Maintenance, Pass, SyncStatus};
 
@@ -41,6 +42,8 @@ pub struct Status {
     pub sync: Option<SyncStatus>,
     /// Whose specifications are taken; `None` as there.
     pub trust: Option<Trust>,
+    /// How commands are bounded here.
+    pub commands: Bounds,
     pub machines: Vec<Report>,
 }
 
@@ -129,6 +132,8 @@ pub struct Why {
     /// Why the specification that installed it is not followed today.
     pub left_alone: Option<Disbelief>,
     pub host: Option<Report>,
+    /// How its commands are bounded here; `None` when it runs none.
+    pub commands: Option<Bounds>,
     /// What happened with it lately, newest first.
     pub journal: Vec<Record>,
 }

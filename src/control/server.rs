@@ -22,6 +22,7 @@ use crate::host::built_in::MANAGER;
 use crate::journal::{DatabaseError, Journal, Record, Scope};
 use crate::kv::Store;
 use crate::names::{Identity, MachineName};
+use crate::process::Bounds;
 use crate::spec::Trust;
 use crate::sync::{Maintenance, Purge, Reconciler, Removals, nothing_published};
 
@@ -52,6 +53,8 @@ pub struct Api {
     pub host: HostHandle,
     pub bus: Bus,
     pub journal: Journal,
+    /// Of commands.
+    pub bounds: Bounds,
     pub sync: Option<SyncApi>,
 }
 
@@ -186,6 +189,7 @@ fn status(api: &Api) -> Status {
         maintenance: in_maintenance(api),
         sync,
         trust: api.sync.as_ref().map(|sync| sync.following.borrow().trust.clone()),
+        commands: api.bounds.clone(),
         machines,
     }
 }
@@ -214,7 +218,13 @@ async fn why(api: &Api, name: &str) -> Response<Body> {
         return refuse(StatusCode::NOT_FOUND, error);
     }
     let follows = if api.sync.is_some() { Follows::Specification } else { Follows::Nothing };
-    json(StatusCode::OK, &Why { name, follows, maintenance: in_maintenance(api), sync, left_alone, host, journal })
+    let machine = host.as_ref().and_then(|report| report.machine.as_ref());
+    let runs_commands = machine.is_some_and(|machine| {
+        machine.watchers.iter().any(|watcher| crate::watchers::RUNNING_COMMANDS.contains(&watcher.kind))
+    });
+    let commands = runs_commands.then(|| api.bounds.clone());
+    let maintenance = in_maintenance(api);
+    json(StatusCode::OK, &Why { name, follows, maintenance, sync, left_alone, host, commands, journal })
 }
 
 fn in_maintenance(api: &Api) -> Option<Maintenance> {

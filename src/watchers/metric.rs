@@ -16,12 +16,13 @@ use tokio::time::MissedTickBehavior;
 
 use crate::machine::data::{Change, Item};
 use crate::machine::panel::{Exposure, Measured, Shown};
+use crate::machine::property::NameOrNumber;
 use crate::machine::template::Template;
 use crate::machine::watcher::{
     Background, BuildContext, Built, Cause, Check, Context, Fires, Kind, Report, Seen, Signal, Watcher, Writes,
     schema_of,
 };
-use crate::process::{Ended, MAXIMUM_OUTPUT_BYTES};
+use crate::process::{Confinement, Ended, MAXIMUM_OUTPUT_BYTES};
 
 use super::nagios_plugin::{self, MAXIMUM_NAME_BYTES, MAXIMUM_VALUES};
 
@@ -60,6 +61,10 @@ struct Properties {
     /// Prints `{"labels": {}, "metrics": {"name": 1.5}}`, or Nagios performance data; it may take 1s. Shell words, no
     /// shell is involved.
     command: Template,
+    /// The user that the command runs as, by name or number, with the user's groups; the daemon must run as root.
+    user: Option<NameOrNumber>,
+    /// The group that the command runs as, by name or number; the user's own by default.
+    group: Option<NameOrNumber>,
     /// Between measurements; at least 1s. The first one comes at a random moment within it. Default: the interval of
     /// the watcher, or 1m.
     #[serde(default, deserialize_with = "crate::duration::deserialize_option")]
@@ -114,6 +119,7 @@ struct Printed {
 
 struct Metric {
     properties: Properties,
+    confinement: Confinement,
     /// `None`: the runner keeps the interval.
     own_interval: Option<Duration>,
     runner_interval: Option<Duration>,
@@ -148,9 +154,17 @@ fn build(context: &BuildContext<'_>) -> Built {
     if !problems.is_empty() {
         return Err(problems);
     }
+    let confinement = nagios_plugin::confinement(properties.user.clone(), properties.group.clone());
     let runner_interval = context.watcher.interval;
     let own_interval = properties.interval.or(runner_interval.is_none().then_some(DEFAULT_INTERVAL));
-    Ok(Arc::new(Metric { properties, own_interval, runner_interval, begun: Arc::default(), last: Mutex::default() }))
+    Ok(Arc::new(Metric {
+        properties,
+        confinement,
+        own_interval,
+        runner_interval,
+        begun: Arc::default(),
+        last: Mutex::default(),
+    }))
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {
@@ -167,7 +181,7 @@ impl Metric {
         };
         let command = render(&self.properties.command)?;
         let words = nagios_plugin::words(&command).map_err(|reason| format!("command {reason}"))?;
-        let command = nagios_plugin::command(check, words, COMMAND_LIMIT);
+        let command = nagios_plugin::command(check, words, COMMAND_LIMIT, self.confinement.clone());
         let services = &check.context.services;
         let shown = &self.properties.command;
         let ended = services.commands.run(command).await;

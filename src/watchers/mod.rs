@@ -20,4 +20,7 @@ mod timer;
 
 use crate::machine::watcher::Kind;
 
+/// The kinds that run commands.
+pub const RUNNING_COMMANDS: [&str; 3] = [exec::KIND.name, metric::KIND.name, nagios::KIND.name];
+
 include!(concat!(env!("OUT_DIR"), "/kinds.rs"));

@@ -17,12 +17,13 @@ use serde_json::{Map, Value, json};
 
 use crate::machine::panel::{Checked, Shown};
 use crate::machine::problem::Problem;
+use crate::machine::property::NameOrNumber;
 use crate::machine::template::{Template, query};
 use crate::machine::watcher::{
     Background, BuildContext, Built, Cause, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, schema_of,
 };
 use crate::names::Label;
-use crate::process::ProcessError;
+use crate::process::{Confinement, ProcessError};
 
 use super::nagios_plugin::{self, PerfData};
 
@@ -67,6 +68,10 @@ struct Properties {
     builtin: Option<Builtin>,
     /// For `builtin: goss`: the file with its tests.
     gossfile: Option<Template>,
+    /// The user that the plugin runs as, by name or number, with the user's groups; the daemon must run as root.
+    user: Option<NameOrNumber>,
+    /// The group that the plugin runs as, by name or number; the user's own by default.
+    group: Option<NameOrNumber>,
     /// A plugin that takes longer is killed, and counts as UNKNOWN.
     #[serde(default = "one_second", deserialize_with = "crate::duration::deserialize")]
     #[schemars(schema_with = "crate::duration::schema")]
@@ -191,6 +196,7 @@ struct Last {
 struct Nagios {
     plugin: Plugin,
     timeout: Duration,
+    confinement: Confinement,
     annotations: BTreeMap<String, String>,
     last: Mutex<Last>,
 }
@@ -236,6 +242,7 @@ fn build(context: &BuildContext<'_>) -> Built {
         Some(plugin) if problems.is_empty() => Ok(Arc::new(Nagios {
             plugin,
             timeout: properties.timeout,
+            confinement: nagios_plugin::confinement(properties.user, properties.group),
             annotations: properties.annotations,
             last: Mutex::default(),
         })),
@@ -298,7 +305,7 @@ impl Nagios {
 
     async fn execute(&self, check: &Check, words: Vec<String>) -> Found {
         let program = words.first().cloned().unwrap_or_default();
-        let command = nagios_plugin::command(check, words, self.timeout);
+        let command = nagios_plugin::command(check, words, self.timeout, self.confinement.clone());
         match check.context.services.commands.run(command).await {
             Ok(ended) => {
                 let output = nagios_plugin::beginning(&ended.output, OUTPUT_BYTES);

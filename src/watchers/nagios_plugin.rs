@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::machine::data::to_json;
 use crate::machine::problem::Problem;
+use crate::machine::property::NameOrNumber;
 use crate::machine::watcher::{BuildContext, Check};
 use crate::process::{Command, Confinement, Remains};
 
@@ -44,8 +45,14 @@ pub fn words(command: &str) -> Result<Vec<String>, String> {
     }
 }
 
+/// Under whose rights a command runs.
+pub fn confinement(user: Option<NameOrNumber>, group: Option<NameOrNumber>) -> Confinement {
+    let (user, group) = (user.map(NameOrNumber::account), group.map(NameOrNumber::account));
+    Confinement { user, group, ..Confinement::default() }
+}
+
 /// The command of a check, which ends with it.
-pub fn command(check: &Check, words: Vec<String>, timeout: Duration) -> Command {
+pub fn command(check: &Check, words: Vec<String>, timeout: Duration, confinement: Confinement) -> Command {
     let context = &check.context;
     Command {
         words,
@@ -58,7 +65,7 @@ pub fn command(check: &Check, words: Vec<String>, timeout: Duration) -> Command 
         facts: context.services.node.facts().text().to_owned(),
         timeout,
         remains: Remains::Kill,
-        confinement: Confinement::default(),
+        confinement,
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "shared by test programs of which each uses a part")]
 
+pub mod cgroup;
 pub mod daemon;
 pub mod fleet;
 pub mod nats;
