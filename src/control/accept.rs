@@ -1,11 +1,11 @@
-//! Takes connections, also when the process has no file descriptor left: one is kept in reserve and given up for a
-//! connection at a time, so that an operator still learns how the node stands. What goes wrong is said once when it begins
+//! Takes connections, also when the process has no file descriptor left: some are kept in reserve and given up for a
+//! connection each, so that an operator still learns how the node stands. What goes wrong is said once when it begins
 //! and once when it has ended. In: a listener. Out: connections, with who is at their other side.
 
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -15,7 +15,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
 /// Before a failed accept is tried again, for example when there are no file descriptors left.
-const AGAIN: Duration = Duration::from_millis(100);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Failures that are nearer to each other are one trouble.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -62,30 +63,52 @@ pub(super) struct Taken<S> {
     pub lent: Option<Lent>,
 }
 
-/// A file descriptor that does nothing but be there.
+/// File descriptors that do nothing but be there. More than one where it matters: what is freed for a moment, another part
+/// of the process may take.
 #[derive(Clone)]
-struct Reserve(Arc<Mutex<Option<File>>>);
+struct Reserve(Arc<Mutex<Held>>);
+
+struct Held {
+    files: Vec<File>,
+    lent: usize,
+    wanted: usize,
+}
 
 impl Reserve {
+    fn new(wanted: usize) -> Self {
+        Self(Arc::new(Mutex::new(Held { files: Vec::new(), lent: 0, wanted })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn fill(&self) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.is_none() {
-            *held = crate::fs::open(Path::new("/dev/null")).ok();
+        let mut held = self.lock();
+        while held.files.len() + held.lent < held.wanted {
+            let Ok(file) = crate::fs::open(Path::new("/dev/null")) else { return };
+            held.files.push(file);
         }
     }
 
-    /// Gives the descriptor up; `None` when it is lent already.
+    /// Gives a descriptor up; `None` when there is none left.
     fn lend(&self) -> Option<Lent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let mut held = self.lock();
+        held.files.pop()?;
+        held.lent += 1;
         Some(Lent(self.clone()))
     }
 }
 
-/// The reserve is with a connection; it comes back when this is dropped.
+/// A part of the reserve that is with a connection; it comes back when this is dropped.
 pub(super) struct Lent(Reserve);
 
 impl Drop for Lent {
     fn drop(&mut self) {
+        {
+            let mut held = self.0.lock();
+            held.lent = held.lent.saturating_sub(1);
+        }
         self.0.fill();
     }
 }
@@ -106,12 +129,13 @@ pub(super) struct Acceptor<'a, A> {
 }
 
 impl<'a, A: Accept> Acceptor<'a, A> {
-    pub fn new(accept: &'a A, name: &'static str) -> Self {
-        Self { accept, name, reserve: Reserve(Arc::default()), trouble: None }
+    pub fn new(accept: &'a A, name: &'static str, reserve: usize) -> Self {
+        Self { accept, name, reserve: Reserve::new(reserve), trouble: None }
     }
 
     /// The next connection, however long that takes.
     pub async fn next(&mut self) -> Taken<A::Stream> {
+        let mut pause = FIRST_PAUSE;
         loop {
             self.reserve.fill();
             let error = match self.accept.next().await {
@@ -135,7 +159,8 @@ impl<'a, A: Accept> Acceptor<'a, A> {
                 }
             }
             self.failed(&error);
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 

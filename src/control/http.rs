@@ -37,6 +37,8 @@ pub(super) struct Limits {
     /// For the log.
     pub name: &'static str,
     pub places: Places,
+    /// File descriptors that are kept for when there are no others.
+    pub reserve: usize,
     pub lifetime: Lifetime,
 }
 
@@ -56,7 +58,7 @@ where
     F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
     R: Future<Output = Response<Body>> + Send + 'static,
 {
-    let mut acceptor = Acceptor::new(accept, limits.name);
+    let mut acceptor = Acceptor::new(accept, limits.name, limits.reserve);
     let mut open = Open::default();
     loop {
         let taken = acceptor.next().await;

@@ -36,6 +36,7 @@ use super::places::Places;
 const LIMITS: Limits = Limits {
     name: "HTTP listener",
     places: Places { all: 64, each: 32 },
+    reserve: 1,
     lifetime: Lifetime::OneRequest(Duration::from_secs(30)),
 };
 /// How long a machine may take to move.

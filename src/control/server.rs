@@ -36,7 +36,7 @@ use super::{
 };
 
 const LIMITS: Limits =
-    Limits { name: "control socket", places: Places { all: 64, each: 64 }, lifetime: Lifetime::Open };
+    Limits { name: "control socket", places: Places { all: 64, each: 64 }, reserve: 4, lifetime: Lifetime::Open };
 /// So many may follow the events at one time; what is left is for those who ask.
 const FOLLOWERS: usize = 32;
 const NOTHING_FOLLOWED: &str = "this daemon follows no specification ([sync] enabled = false)";
