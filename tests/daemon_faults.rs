@@ -458,7 +458,7 @@ struct SmallDisk(std::path::PathBuf);
 impl SmallDisk {
     fn mount(place: &std::path::Path) -> Option<Self> {
         fs::create_dir_all(place).unwrap();
-        let words = ["-t", "tmpfs", "-o", "size=3m", "machines-test"];
+        let words = ["-t", "tmpfs", "-o", "size=3m,mode=755", "machines-test"];
         let mounted = std::process::Command::new("mount").args(words).arg(place).output();
         mounted.is_ok_and(|output| output.status.success()).then(|| Self(place.to_owned()))
     }

@@ -9,7 +9,9 @@ use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use machines::control::client::Client;
@@ -169,6 +171,54 @@ async fn files_and_directories_of_the_settings_that_others_could_change_are_refu
     chown(&token, None, Some(STRANGER)).unwrap();
     node.daemon.start().await;
     node.daemon.until_log("[http] token_file: others may read").await;
+
+    let mut node = Node::new();
+    node.daemon.set("fetch", "proxy", "http://me:secret@127.0.0.1:1");
+    node.daemon.start().await;
+    node.daemon.until_log("settings: others may read").await;
+}
+
+#[test]
+fn a_context_that_others_could_change_is_refused() {
+    let mut node = Node::new();
+    let context = node.file("home/nats/context/lab.json", "{}", 0o600);
+    node.daemon.wrapper = vec!["env".to_owned(), format!("XDG_CONFIG_HOME={}", node.path("home").display())];
+    node.daemon.set("kv", "url", "nats://127.0.0.1:1");
+    node.daemon.set("kv", "context", "lab");
+    give(&context);
+    node.refused(&[&format!("[kv] context: {0} can't be trusted: {0} belongs to user 65534", context.display())]);
+}
+
+/// The README's tour, and `dev`, are for everyone: who is not root trusts himself and root, and nobody else.
+#[test]
+fn who_is_not_root_trusts_his_own_files() {
+    let node = Node::new();
+    let home = node.path("home");
+    fs::create_dir(&home).unwrap();
+    let settings = node.file(
+        "home/machinesd.toml",
+        &format!(
+            "identity = \"node1\"\nstate_dir = \"{0}/state\"\nlocal_dir = \"{0}/local\"\nfacts = []\n[control]\nsocket = \
+             \"{0}/socket\"\n",
+            home.display()
+        ),
+        0o600,
+    );
+    fs::set_permissions(&node.daemon.root, Permissions::from_mode(0o755)).unwrap();
+    give(&settings);
+    give(&home);
+    // As root the same is refused.
+    let words = ["run", "--once", "--config", settings.to_str().unwrap()];
+    assert_refused(&node.daemon.run(&words), &[&format!("{} belongs to user 65534", home.display())]);
+    // Where it was built, not everybody may go.
+    let program = node.path("machinesd");
+    fs::copy(env!("CARGO_BIN_EXE_machinesd"), &program).unwrap();
+    let mut command = Command::new(program);
+    let output = command.args(words).uid(STRANGER).gid(STRANGER).env_clear().output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("MACHINES"), "nothing is published, and that is all: {printed}");
+    assert_eq!(fs::metadata(home.join("state/store")).unwrap().uid(), STRANGER);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ pub fn once(file: &File, consent: MaintenanceConsent) -> Result<(), Failure> {
     ownership::settings_file(file)?;
     let settings = load(file)?;
     logging::start(&settings.log);
-    ownership::check(&settings)?;
+    ownership::check(file, &settings)?;
     if !settings.sync.enabled {
         return Err(Failure::Usage("[sync] enabled = false: there is nothing to do".into()));
     }

@@ -27,6 +27,9 @@ const OWN: [&str; 12] = [
     "data",
 ];
 
+/// No settings file is larger.
+const MAXIMUM_BYTES: u64 = 1024 * 1024;
+
 /// All that others could change.
 #[derive(Debug)]
 struct Untrusted(Vec<(&'static str, Distrust)>);
@@ -57,17 +60,24 @@ impl Untrusted {
 
 /// The settings file, before it is read.
 pub fn settings_file(file: &File) -> Result<(), Failure> {
-    let path = match file {
-        File::Required(path) => path.as_path(),
-        File::Default => Path::new(DEFAULT_PATH),
-    };
     let mut untrusted = Untrusted(Vec::new());
-    untrusted.note("settings", trusted::open(path).map(drop));
+    untrusted.note("settings", trusted::open(path_of(file)).map(drop));
     untrusted.result()
 }
 
+fn path_of(file: &File) -> &Path {
+    match file {
+        File::Required(path) => path,
+        File::Default => Path::new(DEFAULT_PATH),
+    }
+}
+
 /// What the settings name, at start and at each reload. Makes the state directory when it is missing.
-pub fn check(settings: &Settings) -> Result<(), Failure> {
+pub fn check(file: &File, settings: &Settings) -> Result<(), Failure> {
+    let path = path_of(file);
+    if trusted::open(path).is_ok_and(|opened| opened.others_may_read()) && holds_secret(path) {
+        warn_of_readers("settings", path);
+    }
     let mut untrusted = Untrusted(Vec::new());
     state_directory(&settings.state_dir, &mut untrusted);
     untrusted.note("local_dir", trusted::check(&settings.local_dir));
@@ -89,17 +99,34 @@ pub fn check(settings: &Settings) -> Result<(), Failure> {
         ("[kv] creds", credentials),
         ("[kv] nkey", nkey),
         ("[kv] key", tls.key.as_ref()),
+        ("[kv] context", settings.kv.context.as_ref()),
     ];
     for (setting, path) in secret {
         let Some(path) = path else { continue };
         let opened = trusted::open(path);
         if opened.as_ref().is_ok_and(trusted::TrustedFile::others_may_read) {
-            let path = path.display();
-            tracing::warn!("{setting}: others may read {path}, which holds a secret; `chmod go-r {path}`");
+            warn_of_readers(setting, path);
         }
         untrusted.note(setting, opened.map(drop));
     }
     untrusted.result()
+}
+
+/// No reason not to start: a group of readers may be meant.
+fn warn_of_readers(setting: &str, path: &Path) {
+    let path = path.display();
+    tracing::warn!("{setting}: others may read {path}, which holds a secret; `chmod go-r {path}`");
+}
+
+/// Whether a password, a token or a seed stands in the settings file itself.
+fn holds_secret(path: &Path) -> bool {
+    let text = machines::fs::read_text(path, MAXIMUM_BYTES).unwrap_or_default();
+    let table: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let value = |section: &str, key: &str| table.get(section)?.get(key)?.as_str();
+    let is_seed = value("kv", "nkey").is_some_and(|nkey| matches!(Nkey::from_text(nkey), Nkey::Seed(_)));
+    let has_user = |url: Option<&str>| url.is_some_and(|url| url.contains('@'));
+    let given = ["password", "token"].iter().any(|key| value("kv", key).is_some_and(|text| !text.is_empty()));
+    given || is_seed || has_user(value("kv", "url")) || has_user(value("fetch", "proxy"))
 }
 
 /// The directory of the control socket; made when it is missing.

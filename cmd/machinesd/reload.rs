@@ -65,7 +65,7 @@ impl Prepared {
         let next = load(file)?;
         let changes = in_force.changes(&next);
         let settings = in_force.taking(next);
-        ownership::check(&settings)?;
+        ownership::check(file, &settings)?;
         let (node, built_in) = (discover(&settings)?, daemon.built_in(&settings)?);
         let http = http(&settings, daemon).await?;
         Ok(Self { settings, changes, node, built_in, http })

@@ -41,7 +41,7 @@ pub fn run(file: &File) -> Result<(), Failure> {
     ownership::settings_file(file)?;
     let settings = load(file)?;
     let level = logging::start(&settings.log);
-    ownership::check(&settings)?;
+    ownership::check(file, &settings)?;
     ownership::socket_directory(&settings)?;
     let runtime = runtime()?;
     let result = runtime.block_on(daemon(file, settings, &level));

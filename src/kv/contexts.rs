@@ -51,6 +51,11 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, 
 }
 
 impl Context {
+    /// Where the context of this name is.
+    pub(super) fn path(configuration: &Path, name: &str) -> PathBuf {
+        directory(configuration).join("context").join(format!("{name}.json"))
+    }
+
     /// Reads the context of this name from the `nats` directory in `configuration` (`~/.config`).
     ///
     /// # Errors
@@ -60,7 +65,7 @@ impl Context {
         if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
             return Err(refuse("it is not a plain name".to_owned()));
         }
-        let path = directory(configuration).join("context").join(format!("{name}.json"));
+        let path = Self::path(configuration, name);
         let content = fs::read_text(&path, MAXIMUM_BYTES)
             .map_err(|error| refuse(format!("{error}: {}; `nats context ls` lists those there are", error.source)))?;
         // The position is enough: the text that serde quotes might be a password.

@@ -66,7 +66,9 @@ impl ConnectionSettings {
             name: name.to_owned(),
             reason: "neither XDG_CONFIG_HOME nor HOME is set".to_owned(),
         })?;
-        self.complete_from_context(&Context::load(&directory, name)?)
+        let context = Context::load(&directory, name)?;
+        self.context = Some(Context::path(&directory, name));
+        self.complete_from_context(&context)
     }
 
     /// Takes credentials, certificates and JetStream settings from a context, where these settings have none. The

@@ -162,6 +162,8 @@ pub struct ConnectionSettings {
     /// The connection's name, which operators see on the server.
     pub name: String,
     pub create_database: CreateDatabase,
+    /// The file of the context that completed these settings.
+    pub context: Option<PathBuf>,
 }
 
 impl ConnectionSettings {
@@ -175,6 +177,7 @@ impl ConnectionSettings {
             jetstream_api_prefix: None,
             name: "machines".to_owned(),
             create_database: CreateDatabase::No,
+            context: None,
         }
     }
 
