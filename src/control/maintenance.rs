@@ -56,6 +56,7 @@ impl MaintenanceDesk {
 pub fn open(reconciler: Arc<Reconciler>, host: HostHandle) -> (MaintenanceDesk, impl Future<Output = ()>) {
     let (asks, mut asked) = mpsc::channel(4);
     let keeper = Keeper { reconciler, host };
+    let mut told = None;
     let work = async move {
         loop {
             tokio::select! {
@@ -63,7 +64,7 @@ pub fn open(reconciler: Arc<Reconciler>, host: HostHandle) -> (MaintenanceDesk, 
                     Ask::Set(request, by, answer) => _ = answer.send(keeper.set(request, by).await),
                     Ask::Move(event, by, answer) => _ = answer.send(keeper.transition(&event, by).await),
                 },
-                () = tokio::time::sleep(LOOK) => keeper.look().await,
+                () = tokio::time::sleep(LOOK) => keeper.look(&mut told).await,
             }
         }
     };
@@ -111,17 +112,19 @@ impl Keeper {
     }
 
     async fn end(&self, how: &'static str) -> Result<(), String> {
-        self.reconciler
-            .end_maintenance(how)
-            .await
-            .map_err(|error| format!("the node stays in maintenance: {}", crate::errors::chain(&error)))
+        self.reconciler.end_maintenance(how).await.map_err(|error| {
+            format!("what says that the node is in maintenance could not be removed: {}", crate::errors::chain(&error))
+        })
     }
 
-    async fn look(&self) {
-        if self.reconciler.maintenance_is_over()
-            && let Err(why) = self.end("its time is over").await
-        {
-            tracing::warn!("{why}");
+    /// `told` is the fault that the log knows of.
+    async fn look(&self, told: &mut Option<String>) {
+        if self.reconciler.maintenance_is_over() {
+            let fault = self.end("its time is over").await.err();
+            if let Some(fault) = fault.as_ref().filter(|fault| told.as_ref() != Some(fault)) {
+                tracing::warn!("{fault}");
+            }
+            *told = fault;
         }
         self.agree().await;
     }

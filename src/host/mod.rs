@@ -247,6 +247,8 @@ struct Host {
     entries: BTreeMap<(Source, PathBuf), Entry>,
     views: watch::Sender<Arc<Vec<View>>>,
     rescan: Arc<Notify>,
+    /// Why directories can't be listed, as the log was told: once, not on every look.
+    unreadable: BTreeMap<Source, String>,
     /// What tells of changes in the local directory (or above it, where it is missing), and which directory that is: one that was replaced by another of
     /// the same name tells nothing any more.
     watcher: Option<(RecommendedWatcher, DirectoryId)>,
@@ -264,7 +266,7 @@ pub fn start(setup: Setup) -> (HostHandle, JoinHandle<()>) {
     let sources = Sources { local_directory: setup.local_directory.clone(), built_in: setup.built_in.clone() };
     let (sources, other_sources) = watch::channel(sources);
     let handle = HostHandle { views: receiver, rescan: Arc::clone(&rescan), sources, stop, beats };
-    let host = Host { setup, entries: BTreeMap::new(), views, rescan, watcher: None };
+    let host = Host { setup, entries: BTreeMap::new(), views, rescan, unreadable: BTreeMap::new(), watcher: None };
     let task = tokio::spawn(host.run(stopped, other_sources, beat));
     (handle, task)
 }
@@ -317,9 +319,13 @@ impl Host {
     /// Makes what runs agree with what is there. A machine whose new definition is broken goes on with the old one.
     async fn look(&mut self) {
         let scan::Scan { found, unreadable } = scan::scan(&self.setup).await;
-        let is_gone = |key: &&(Source, PathBuf)| !found.contains_key(*key) && !unreadable.contains(&key.0);
+        let is_gone = |key: &&(Source, PathBuf)| !found.contains_key(*key) && !unreadable.contains_key(&key.0);
         let gone: Vec<_> = self.entries.keys().filter(is_gone).cloned().collect();
         let mut changed = !gone.is_empty();
+        for (source, why) in unreadable.iter().filter(|(source, why)| self.unreadable.get(source) != Some(why)) {
+            tracing::error!(?source, "its machines stay as they are: {why}");
+        }
+        self.unreadable = unreadable;
         self.stop_entries(gone).await;
         let is_new = |(key, found): &((Source, PathBuf), Found)| {
             !self.entries.get(key).is_some_and(|entry| entry.found.same_as(found) && entry.is_settled())

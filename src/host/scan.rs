@@ -42,8 +42,8 @@ impl Found {
 pub struct Scan {
     /// Every machine by source and path.
     pub found: BTreeMap<(Source, PathBuf), Found>,
-    /// Sources whose directory could not be listed: what runs from there must not be stopped for that.
-    pub unreadable: Vec<Source>,
+    /// Sources whose directory could not be listed, and why: what runs from there must not be stopped for that.
+    pub unreadable: BTreeMap<Source, String>,
 }
 
 /// Looks at all directories.
@@ -62,20 +62,20 @@ pub async fn scan(setup: &Setup) -> Scan {
     let directories =
         [(Source::Local, setup.local_directory.clone()), (Source::Managed, setup.managed_directory.clone())];
     let scanned = tokio::task::spawn_blocking(move || {
-        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+        let (mut found, mut unreadable) = (Vec::new(), BTreeMap::new());
         for (source, directory) in directories {
             let Some(directory) = directory else { continue };
             match crate::fs::list(&directory) {
                 Ok(entries) => found.extend(entries.iter().filter_map(|entry| inspect(source, &entry.path()))),
-                Err(error) => {
-                    tracing::error!("{}", crate::errors::chain(&error));
-                    unreadable.push(source);
-                }
+                Err(error) => _ = unreadable.insert(source, crate::errors::chain(&error)),
             }
         }
         (found, unreadable)
     });
-    let (found, unreadable) = scanned.await.unwrap_or_else(|_| (Vec::new(), vec![Source::Local, Source::Managed]));
+    let (found, unreadable) = scanned.await.unwrap_or_else(|error| {
+        let both = [Source::Local, Source::Managed];
+        (Vec::new(), both.into_iter().map(|source| (source, error.to_string())).collect())
+    });
     all.extend(found.into_iter().map(|found| ((found.source, found.path.clone()), found)));
     Scan { found: all, unreadable }
 }
