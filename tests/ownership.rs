@@ -104,8 +104,10 @@ fn a_state_directory_that_a_stranger_made_is_refused() {
         fs::create_dir_all(state.join(directory)).unwrap();
     }
     symlink(&agent, state.join("machines/agent")).unwrap();
-    fs::write(state.join("state.db"), "").unwrap();
-    for path in ["store", "machines/agent", "machines", "state.db", ""] {
+    for file in ["state.db", "maintenance.json"] {
+        fs::write(state.join(file), "").unwrap();
+    }
+    for path in ["store", "machines/agent", "machines", "state.db", "maintenance.json", ""] {
         give(&state.join(path));
     }
     let shown = state.display().to_string();
@@ -114,7 +116,7 @@ fn a_state_directory_that_a_stranger_made_is_refused() {
 
     // With the directory alone nothing is won: what he left in it is his.
     take(&state);
-    for path in ["state.db", "store", "machines"] {
+    for path in ["state.db", "maintenance.json", "store", "machines"] {
         let left = state.join(path);
         node.refused(&[&format!("{} belongs to user 65534", left.display())]);
         take(&left);

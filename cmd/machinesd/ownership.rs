@@ -12,8 +12,9 @@ use crate::shared::Failure;
 
 /// What the daemon keeps in its state directory and takes for its own. A stranger who made the directory may have left
 /// them there, and to give them to root would not make them ours.
-const OWN: [&str; 12] = [
+const OWN: [&str; 13] = [
     "lock",
+    "maintenance.json",
     "state.db",
     "state.db-wal",
     "state.db-shm",
