@@ -63,9 +63,12 @@ impl fmt::Debug for SecretUrl {
 pub fn address(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let query = if url.query().is_some() { "?…" } else { "" };
-    format!("{}://{host}{port}{}{query}", url.scheme(), url.path())
+    let (mark, query) = if url.query().is_some() { ("?", SHOWN_QUERY) } else { ("", "") };
+    format!("{}://{host}{port}{}{mark}{query}", url.scheme(), url.path())
 }
+
+/// What stands for a query.
+const SHOWN_QUERY: &str = "…";
 
 /// How many digits and letters of base 32 an nkey seed has.
 const SEED_CHARACTERS: usize = 58;
@@ -81,9 +84,9 @@ pub fn looks_like_seed(text: &str) -> bool {
         && characters.all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'))
 }
 
-/// Whether a text holds a private key in one of the forms that tools write: PEM, an nkey seed, or one of ours.
+/// Whether a text holds a private key in PEM.
 pub fn holds_private_key(text: &str) -> bool {
-    !pem_keys(text).is_empty() || words(text).any(|(_, word)| is_key_material(word))
+    !pem_keys(text).is_empty()
 }
 
 fn is_key_material(word: &str) -> bool {
@@ -104,15 +107,26 @@ pub fn masked_source(text: &str) -> Cow<'_, str> {
     cover(text, found)
 }
 
-/// As [`masked_source`]; besides, every long word of digits and letters that is none of those that may be seen: what was
-/// put where a public key belongs may be the private one.
-pub fn masked_keys<'a>(text: &'a str, may_be_seen: impl Fn(&str) -> bool) -> Cow<'a, str> {
+/// As [`masked_source`], for settings in TOML. Besides, what is given to a key that is not known (`passwrd`), and every long
+/// word of digits and letters: what was put where a public key belongs may be the seed of a private one, and of 16 seeds one
+/// looks like a public key in every way.
+pub fn masked_settings(text: &str, is_known: impl Fn(&str) -> bool) -> Cow<'_, str> {
     /// Longer than any word of settings, shorter than half of a key.
     const LONG: usize = 32;
     let mut found = by_form(text);
     found.extend(by_name(text));
-    let hidden = words(text).filter(|(_, word)| word.len() >= LONG && !may_be_seen(word));
-    found.extend(hidden.map(|(range, _)| range));
+    found.extend(words(text).filter(|(_, word)| word.len() >= LONG).map(|(range, _)| range));
+    let mut offset = 0;
+    for line in text.split_inclusive('\n') {
+        let end = offset + line.trim_end().len();
+        let start = offset;
+        offset += line.len();
+        let Some((key, value)) = line.split_once('=').filter(|_| !line.trim_start().starts_with('#')) else { continue };
+        let name = key.rsplit('.').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+        if !is_known(name) {
+            found.push(start + line.len() - value.trim_start().len()..end);
+        }
+    }
     cover(text, found)
 }
 
@@ -175,6 +189,7 @@ fn in_run(offset: usize, run: &str, found: &mut Vec<Range<usize>>) {
         let authority = scheme + "://".len();
         let Some(rest) = part.get(authority..) else { continue };
         let secret_starts = rest.find(['?', '#']).map(|offset| offset + 1);
+        let host_and_port = rest.split(['/', '?', '#']).next().unwrap_or_default();
         if let Some(at) = rest.rfind('@') {
             let before = rest.get(..at).unwrap_or_default();
             let host = before.split('/').next().unwrap_or_default();
@@ -182,8 +197,17 @@ fn in_run(offset: usize, run: &str, found: &mut Vec<Range<usize>>) {
             if !before.contains('/') || host.contains(':') || host.contains('@') {
                 found.push(begins + authority..begins + authority + at);
             }
+        } else if let Some((host, port)) = host_and_port.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
+            // No port: a password whose host is missing.
+            let port = port.trim_end_matches([',', '.', ';', ':', ')', '}']);
+            let starts = begins + authority + host.len() + 1;
+            if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+                found.push(starts..starts + port.len());
+            }
         }
-        if let Some(secret) = secret_starts {
+        if let Some(secret) =
+            secret_starts.filter(|start| rest.get(*start..).is_some_and(|after| !after.starts_with(SHOWN_QUERY)))
+        {
             let end = part.trim_end_matches([',', '.', ';', ':', ')']).len();
             found.push(begins + authority + secret..begins + end.max(authority + secret));
         }
@@ -206,8 +230,13 @@ fn pem_keys(text: &str) -> Vec<Range<usize>> {
 }
 
 /// How the names of secrets end.
-const SECRET_NAMES: [&str; 9] =
-    ["password", "passwd", "passphrase", "token", "secret", "nkey", "seed", "private_key", "api_key"];
+const SECRET_ENDS: [&str; 5] = ["token", "nkey", "seed", "private_key", "api_key"];
+/// What is in the names of secrets, also in misspelt ones: those are repeated to say that they are unknown.
+const SECRET_PARTS: [&str; 7] = ["passw", "pasw", "passph", "pwd", "secret", "credential", "apikey"];
+
+fn is_secret_name(name: &str) -> bool {
+    SECRET_ENDS.iter().any(|end| name.ends_with(end)) || SECRET_PARTS.iter().any(|part| name.contains(part))
+}
 
 /// The values of keys that are secret by their name, in TOML, YAML or JSON.
 fn by_name(text: &str) -> Vec<Range<usize>> {
@@ -239,7 +268,7 @@ fn secret_value(line: &str, from: usize) -> Option<usize> {
             .last()
             .map_or(before.len(), |(start, _)| start);
         let name = before.get(name_starts..)?.to_ascii_lowercase().replace('-', "_");
-        if SECRET_NAMES.iter().any(|secret| name.ends_with(secret)) {
+        if is_secret_name(&name) {
             let after = rest.get(offset + separator.len_utf8()..)?;
             let blanks = after.len() - after.trim_start_matches([' ', '\t']).len();
             return Some(from + offset + separator.len_utf8() + blanks);
@@ -299,6 +328,12 @@ mod tests {
         for (text, expected) in [
             ("nats://ann:hunter2@a:4222,tls://b:1", "nats://***********@a:4222,tls://b:1"),
             ("nats://hunter2@a", "nats://*******@a"),
+            ("nats://ann:hunter2", "nats://ann:*******"),
+            (
+                "(nats://a:4222), https://[::1]:80/ https://[::1] nats://a:",
+                "(nats://a:4222), https://[::1]:80/ https://[::1] nats://a:",
+            ),
+            ("https://a/b?…: gone", "https://a/b?…: gone"),
             ("ann:hunter2@a:4222", "***********@a:4222"),
             ("https://ann:hu/nter2@a/b", "https://************@a/b"),
             ("see https://a/b?token=hunter2#x, then", "see https://a/b?***************, then"),
@@ -315,13 +350,12 @@ mod tests {
     fn private_keys_are_known_by_their_form() {
         let ours = "0f".repeat(64);
         let pem = "-----BEGIN EC PRIVATE KEY-----\nabc\n-----END EC PRIVATE KEY-----";
-        for text in [SEED, ours.as_str(), pem] {
-            assert!(holds_private_key(text), "{text}");
-        }
+        assert!(holds_private_key(pem) && !holds_private_key("-----BEGIN CERTIFICATE-----\nabc"));
+        assert_eq!(masked(&ours), "*".repeat(128));
         assert_eq!(masked(&format!("a {SEED} b")), format!("a {} b", "*".repeat(58)));
         assert_eq!(masked(pem), "-----BEGIN EC PRIVATE KEY-----\n***\n-----END EC PRIVATE KEY-----");
         let plain = "0f".repeat(32);
-        assert!(!holds_private_key(&plain) && masked(&plain) == plain);
+        assert_eq!(masked(&plain), plain);
     }
 
     #[test]
@@ -336,6 +370,7 @@ mod tests {
             ("a:\n  secret: |\n    hunter\n    2\n  b: 1\n", "a:\n  secret: |\n**********\n*****\n  b: 1\n"),
             ("  - DB_PASSWORD=hunter2", "  - DB_PASSWORD=*******"),
             ("token = [\"hunter2\"]", "token = ***********"),
+            ("passwrd: hunter2", "passwrd: *******"),
             ("token_file = \"/etc/token\"", "token_file = \"/etc/token\""),
             ("tokens: 5", "tokens: 5"),
         ] {
@@ -350,10 +385,12 @@ mod tests {
     }
 
     #[test]
-    fn among_keys_only_what_may_be_seen_is() {
-        let (good, bad) = ("ab".repeat(32), "cd".repeat(32));
-        let text = format!("public_keys = [\"{good}\", \"{bad}\"]");
-        let shown = masked_keys(&text, |word| word == good);
-        assert!(shown.contains(&good) && !shown.contains(&bad), "{shown}");
+    fn settings_show_no_long_word_and_no_value_of_an_unknown_key() {
+        let key = "ab".repeat(32);
+        let text = format!("public_keys = [\"{key}\"]\n# a = b\nkv.pw = \"hunter2\"\nurl = \"a\"\nx =\n");
+        let shown = masked_settings(&text, |key| ["public_keys", "url"].contains(&key));
+        let expected =
+            format!("public_keys = [\"{}\"]\n# a = b\nkv.pw = *********\nurl = \"a\"\nx =\n", "*".repeat(64));
+        assert_eq!(shown, expected);
     }
 }

@@ -55,6 +55,9 @@ impl Parts {
         let mut sync = SyncSettings::new(settings.state_dir.clone());
         sync.archive_limits = settings.archive.clone();
         sync.hold_removals_over_percent = settings.sync.hold_removals_over_percent;
+        if let Some(exposure) = settings.kv.exposure() {
+            tracing::warn!("[kv] url: {exposure}");
+        }
         let store = machines::kv::open(&settings.kv).await?;
         let fetcher = Arc::new(Fetcher::new(settings.fetch.clone(), Some(Arc::clone(&store)))?);
         let journal = Journal::open(&settings.state_dir.join("state.db"))?;

@@ -19,7 +19,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use crate::narrator::{self, Narrator};
 use crate::run::runtime;
-use crate::shared::{Failure, definition, line, note, problems};
+use crate::shared::{Failure, definition, line, note, problems, warn};
 
 /// A server that was named and has not answered by then is not there.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -149,6 +149,9 @@ async fn open(root: &Path, nats: Option<&str>) -> Result<Arc<dyn Store>, Failure
         }
         None => ConnectionSettings::local(root.join("kv.db"), CreateDatabase::Yes),
     };
+    if let Some(exposure) = settings.exposure() {
+        warn(exposure);
+    }
     Ok(kv::open(&settings).await?)
 }
 

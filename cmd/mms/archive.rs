@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use machines::archive::{ArchiveError, Checked, Expectation, Limits};
+use machines::archive::{ArchiveError, Checked, Expectation, Included, Limits};
 use machines::kv::CreateDatabase;
 use machines::machine::definition::{Definition, FILE_NAME};
 use machines::spec::Source;
@@ -32,13 +32,15 @@ struct Entry {
     r#match: &'static str,
 }
 
-pub fn build(directory: &Path, output: &Path, prefix: Option<&str>) -> Result<(), Failure> {
+pub fn build(directory: &Path, output: &Path, prefix: Option<&str>, include: &[String]) -> Result<(), Failure> {
     let definition = definition::load(directory)?;
     let file_name = format!("{}-{}.tgz", definition.name, definition.version);
     // Judged before anything is written.
     let source = prefix.map(|prefix| source_below(prefix, &file_name)).transpose()?;
     machines::fs::create_directory(output, 0o755)?;
-    let built = machines::archive::build(directory, &definition.name, &definition.version, output, &Limits::default())?;
+    let included: Vec<Included> = include.iter().map(|pattern| Included::new(pattern)).collect();
+    let (name, version) = (&definition.name, &definition.version);
+    let built = machines::archive::build_including(directory, name, version, output, &Limits::default(), &included)?;
     let local = source.is_none();
     let source = match source {
         Some(source) => source,

@@ -131,6 +131,9 @@ pub enum ArchiveCommand {
         /// Where nodes will find it, without the file name [default: the file on this machine]
         #[arg(long, value_name = "URL_PREFIX")]
         source: Option<String>,
+        /// Pack this file too, though it looks like a secret or a left-over; a path in DIR, with * and ?.
+        #[arg(long, value_name = "PATH")]
+        include: Vec<String>,
     },
     /// Judge an archive exactly as a node does.
     #[command(after_help = "Example: mms archive check hello-1.0.0.tgz --name hello")]

@@ -41,8 +41,8 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Match { expression, identity, facts, format } => {
             matcher::matches(&expression, identity, &facts, format)
         }
-        Command::Archive(ArchiveCommand::Build { directory, output, source }) => {
-            archive::build(&directory, &output, source.as_deref())
+        Command::Archive(ArchiveCommand::Build { directory, output, source, include }) => {
+            archive::build(&directory, &output, source.as_deref(), &include)
         }
         Command::Archive(ArchiveCommand::Check { file, name, checksum, verify_checksum, format }) => {
             let expectation = machines::archive::Expectation { name, checksum, verify_checksum };

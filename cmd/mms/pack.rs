@@ -1,5 +1,6 @@
 //! `mms pack`: checks the operator's list of machines as a node does and prints the signed envelope on one line.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use machines::spec::{PackWarning, SecretKey};
@@ -25,6 +26,7 @@ pub fn find_key(argument: Option<String>, file: Option<&Path>) -> Result<Option<
         let text = machines::fs::read_text(path, KEY_FILE_LIMIT_BYTES).map_err(|error| Failure::Usage(error.into()))?;
         (Zeroizing::new(text), format!("key file {}", path.display()))
     } else if let Some(argument) = argument {
+        warn("every user of this host can see a key on the command line; give --key-file instead");
         (Zeroizing::new(argument), "KEY".to_owned())
     } else {
         match std::env::var("KEY") {
@@ -38,13 +40,32 @@ pub fn find_key(argument: Option<String>, file: Option<&Path>) -> Result<Option<
         }
     };
     match SecretKey::from_hex(&text) {
-        Ok(key) => Ok(Some(key)),
+        Ok(key) => {
+            if let Some(exposure) = file.and_then(exposure) {
+                warn(exposure);
+            }
+            Ok(Some(key))
+        }
         Err(error) => {
             let public = machines::spec::PublicKey::from_hex(&text).is_ok();
             let help = if public { " (this is a public key; signing needs the private one)" } else { "" };
             Err(Failure::Usage(format!("{origin}: {error}{help}").into()))
         }
     }
+}
+
+/// How others could get at a private key in a file, and what to do about it.
+fn exposure(path: &Path) -> Option<String> {
+    let metadata = path.metadata().ok()?;
+    let shown = path.display();
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != own && owner != 0 {
+        return Some(format!("key file {shown} belongs to another user, who can read it: make a new pair of your own"));
+    }
+    let mode = metadata.mode() & 0o777;
+    (mode & 0o077 != 0).then(|| {
+        format!("others may read key file {shown} (mode {mode:04o}), and sign what they like: chmod 600 {shown}")
+    })
 }
 
 pub fn pack(machines: &Path, key: Option<&SecretKey>, unsigned: Unsigned) -> Result<(), Failure> {

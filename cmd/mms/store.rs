@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use machines::kv::{ConnectionSettings, CreateDatabase, KvError, Store};
 
-use crate::shared::Failure;
+use crate::shared::{Failure, warn};
 
 /// Where a store is looked for when nothing says where it is.
 const DEFAULT_URL: &str = "nats://127.0.0.1:4222";
@@ -52,6 +52,9 @@ pub async fn open(url: Option<&str>, create: CreateDatabase) -> Result<Arc<dyn S
     let mut settings = ConnectionSettings::from_environment(url, &|name| std::env::var(name).ok()).map_err(unusable)?;
     "mms".clone_into(&mut settings.name);
     settings.create_database = create;
+    if let Some(exposure) = settings.exposure() {
+        warn(exposure);
+    }
     machines::kv::install_tls_provider();
     Ok(machines::kv::open(&settings).await?)
 }

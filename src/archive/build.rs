@@ -14,6 +14,7 @@ use flate2::{Compression, GzBuilder};
 use super::checksums::{CHECKSUM_LIST, ChecksumList};
 use super::path::{EntryPath, ancestors};
 use super::unpack::unpack_contents;
+use super::unwanted::{self, Included};
 use super::{ArchiveError, Limits};
 use crate::digest::Sha256Digest;
 use crate::fs;
@@ -105,7 +106,7 @@ pub fn check(archive: &Path, expectation: &Expectation, limits: &Limits) -> Resu
 /// directory is not read: the archive gets a fresh one. The result has passed [`check`].
 ///
 /// # Errors
-/// Anything in the directory that a node would refuse, and failed reads and writes; no archive is then left, and an
+/// Anything in the directory that a node would refuse, secrets and left-overs, and failed reads and writes; no archive is then left, and an
 /// older one is still in place.
 pub fn build(
     directory: &Path,
@@ -113,6 +114,21 @@ pub fn build(
     version: &Version,
     output_directory: &Path,
     limits: &Limits,
+) -> Result<Built, ArchiveError> {
+    build_including(directory, name, version, output_directory, limits, &[])
+}
+
+/// As [`build`], with files that would be refused as secrets or left-overs.
+///
+/// # Errors
+/// As there.
+pub fn build_including(
+    directory: &Path,
+    name: &MachineName,
+    version: &Version,
+    output_directory: &Path,
+    limits: &Limits,
+    included: &[Included],
 ) -> Result<Built, ArchiveError> {
     let canonical =
         |path: &Path| path.canonicalize().map_err(|source| ArchiveError::Read { path: path.to_owned(), source });
@@ -122,6 +138,7 @@ pub fn build(
     }
     let mut sources = BTreeMap::new();
     collect(&source_directory, name.as_str(), limits, &mut sources)?;
+    refuse_unwanted(name, &sources, included)?;
 
     let path = output_directory.join(format!("{name}-{version}.tgz"));
     let staged = output_directory.join(format!(".{name}-{version}.tgz.{}", uuid::Uuid::new_v4().simple()));
@@ -137,6 +154,23 @@ pub fn build(
     }
     let Checked { checksum, verify_checksum, files, .. } = placed?;
     Ok(Built { path, name: name.clone(), version: version.clone(), checksum, verify_checksum, files })
+}
+
+/// What every node gets must not hold what no node should know.
+fn refuse_unwanted(
+    name: &MachineName,
+    sources: &BTreeMap<String, Source>,
+    included: &[Included],
+) -> Result<(), ArchiveError> {
+    let mut found = Vec::new();
+    for (archived, source) in sources {
+        let path = archived.split_once('/').map_or(archived.as_str(), |(_, path)| path);
+        let read = |error| ArchiveError::Read { path: source.path.clone(), source: error };
+        let mut beginning = Vec::new();
+        fs::open(&source.path)?.take(unwanted::LOOKED_AT_BYTES).read_to_end(&mut beginning).map_err(read)?;
+        found.extend(unwanted::judge(path, &beginning, included));
+    }
+    if found.is_empty() { Ok(()) } else { Err(ArchiveError::Unwanted { name: name.clone(), found }) }
 }
 
 /// A file to be packed.

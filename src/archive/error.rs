@@ -6,9 +6,15 @@ use std::path::PathBuf;
 
 use super::checksums::ChecksumListError;
 use super::path::PathProblem;
+use super::unwanted::Unwanted;
 use crate::digest::Sha256Digest;
 use crate::fs::FileError;
-use crate::names::NameError;
+use crate::names::{MachineName, NameError};
+
+/// The files, each with what it is.
+fn listed(found: &[Unwanted]) -> String {
+    found.iter().map(|unwanted| format!("{:?}, which {}", unwanted.path, unwanted.why)).collect::<Vec<_>>().join("; ")
+}
 
 /// A refused archive, or a failed step of building, checking or unpacking one.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +136,14 @@ pub enum ArchiveError {
     /// A file for a new archive that is neither a regular file nor a directory.
     #[error("{} is {kind}; an archive holds only regular files and directories: replace or remove it", path.display())]
     SourceNotRegular { path: PathBuf, kind: &'static str },
+    /// Files that no node should get.
+    #[error(
+        "{name} is not packed, for every node would get {}; move {} away, or give --include for what belongs: {}",
+        listed(found),
+        if found.len() == 1 { "it" } else { "them" },
+        found.iter().map(|unwanted| format!("--include {}", shell_words::quote(&unwanted.path))).collect::<Vec<_>>().join(" ")
+    )]
+    Unwanted { name: MachineName, found: Vec<Unwanted> },
     /// A directory without files, which an archive cannot keep.
     #[error("{} has no files in it; remove it, or put a file in it", path.display())]
     SourceEmpty { path: PathBuf },

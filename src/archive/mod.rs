@@ -16,15 +16,17 @@ mod path;
 mod sink;
 mod tree;
 mod unpack;
+mod unwanted;
 mod verify;
 
-pub use build::{Built, Checked, CheckedFile, Expectation, build, check};
+pub use build::{Built, Checked, CheckedFile, Expectation, build, build_including, check};
 pub use checksums::{CHECKSUM_LIST, ChecksumList, ChecksumListError};
 pub use error::ArchiveError;
 pub use executables::EXECUTABLES_RECORD;
 pub use fetch::{FetchError, FetchSettings, Fetched, Fetcher};
 pub use path::PathProblem;
 pub use unpack::{Opened, Unpacked, unpack, unpack_open};
+pub use unwanted::{Included, Unwanted};
 pub use verify::{Drift, verify_directory, verify_open};
 
 /// The bounds of ARCHITECTURE.md, "Archive limits"; all are settings.

@@ -16,7 +16,7 @@ use crate::machine::problem::{Place, Problem, Problems};
 use crate::names::Identity;
 use crate::process;
 use crate::secret::{self, Secret, SecretUrl};
-use crate::spec::{PublicKey, Trust};
+use crate::spec::Trust;
 use crate::suggest::nearest;
 
 pub use changes::{Change, Effect, Setting};
@@ -132,9 +132,8 @@ impl Settings {
         variables: impl Iterator<Item = (String, String)>,
         compiled_in: Option<&str>,
     ) -> Result<Self, ConfigError> {
-        // What stands where a public key belongs may be the private one.
-        let may_be_seen = |word: &str| PublicKey::from_hex(word).is_ok();
-        let seen = secret::masked_keys(text, may_be_seen);
+        let is_known = |name: &str| KEYS.iter().any(|(_, key, _)| *key == name);
+        let seen = secret::masked_settings(text, is_known);
         let invalid = |problems| ConfigError::Invalid(Problems::new(path, &seen, problems));
         // The file by itself first, so that its faults come with their place.
         let parsed: Result<raw::File, _> = toml::from_str(text);

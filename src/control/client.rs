@@ -90,6 +90,9 @@ impl Client {
             Span::Follow => "/v1/events?follow",
         };
         let response = self.send(Method::GET, path, Bytes::new()).await?;
+        if !response.status().is_success() {
+            return Err(refused(response).await?);
+        }
         let mut body = response.into_body();
         let mut rest = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -112,16 +115,10 @@ impl Client {
         let patience = if path == SYNC_PATH { SYNC_PATIENCE } else { PATIENCE };
         let exchange = async {
             let response = self.send(method, path, body).await?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), MAXIMUM_ANSWER_BYTES).collect().await;
-            let body = body.map_err(|error| ClientError::Answer(error.to_string()))?.to_bytes();
-            if status.is_success() {
-                return serde_json::from_slice(&body).map_err(|error| ClientError::Answer(error.to_string()));
+            if !response.status().is_success() {
+                return Err(refused(response).await?);
             }
-            let refusal: Result<Refusal, _> = serde_json::from_slice(&body);
-            Err(ClientError::Refused(
-                refusal.map_or_else(|_| format!("the daemon answered {status}"), |refusal| refusal.error),
-            ))
+            serde_json::from_slice(&whole(response).await?).map_err(|error| ClientError::Answer(error.to_string()))
         };
         let timeout = |_| ClientError::Timeout { socket: self.socket.clone(), patience };
         tokio::time::timeout(patience, exchange).await.map_err(timeout)?
@@ -142,4 +139,17 @@ impl Client {
         let request = request.map_err(|source| ClientError::Request { path: path.to_owned(), source })?;
         sender.send_request(request).await.map_err(ClientError::Exchange)
     }
+}
+
+async fn whole(response: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let body = Limited::new(response.into_body(), MAXIMUM_ANSWER_BYTES).collect().await;
+    Ok(body.map_err(|error| ClientError::Answer(error.to_string()))?.to_bytes())
+}
+
+/// Why the daemon does not do it, in its own words.
+async fn refused(response: Response<Incoming>) -> Result<ClientError, ClientError> {
+    let status = response.status();
+    let refusal: Result<Refusal, _> = serde_json::from_slice(&whole(response).await?);
+    let reason = refusal.map_or_else(|_| format!("the daemon answered {status}"), |refusal| refusal.error);
+    Ok(ClientError::Refused(reason))
 }

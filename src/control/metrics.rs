@@ -224,8 +224,9 @@ fn label_name(name: &str) -> String {
     if name.starts_with(|first: char| first.is_ascii_digit()) { format!("_{name}") } else { name }
 }
 
+/// As the format has it, and without characters that would act on a terminal.
 fn escape(value: &str) -> String {
-    value.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
+    crate::shown::lines(value).replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n")
 }
 
 /// The files of a running daemon. They go with it: what is there is true.
@@ -302,13 +303,13 @@ mod tests {
                 ("Machine Room", "a\"b\\c\nd"),
                 ("machine_room", "x"),
                 ("machine", "m"),
-                ("9", "y"),
+                ("9", "y\u{1b}"),
             ],
             true,
         );
         let mut exposition = Exposition::default();
         exposition.measurements(&[(key("CPU-load"), shown), (key("quiet"), measured(&[("a", 1.0)], &[], false))]);
-        let labels = "{machine=\"facts\",watcher=\"CPU-load\",_9=\"y\",machine_room=\"a\\\"b\\\\c\\nd\",\
+        let labels = "{machine=\"facts\",watcher=\"CPU-load\",_9=\"y\\\\x1b\",machine_room=\"a\\\"b\\\\c\\nd\",\
                       format=\"choria\",exported_machine=\"m\"}";
         let expected = format!(
             "# HELP choria_machine_metric_watcher_cpu_load_big Choria Metric\n\

@@ -293,7 +293,10 @@ async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
 /// The last events; with `follow` also all that come.
 fn events(api: &Api, followers: Arc<Semaphore>, query: Option<&str>) -> Response<Body> {
     let (recent, receiver) = api.bus.recent_and_listen();
-    let line = |event: &Event| Ok(Frame::data(Bytes::from(format!("{}\n", event.cloud_event()))));
+    let line = |event: &Event| {
+        let document = event.cloud_event().to_string();
+        Ok(Frame::data(Bytes::from(format!("{}\n", crate::shown::json(&document)))))
+    };
     let recent = futures_util::stream::iter(recent.into_iter().map(move |event| line(&event)));
     if query != Some("follow") {
         return Response::new(BodyExt::boxed_unsync(StreamBody::new(recent)));

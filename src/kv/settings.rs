@@ -181,6 +181,36 @@ impl ConnectionSettings {
         }
     }
 
+    /// That a password or a token may travel in clear text, and what to do about it. Keys of NATS only sign.
+    pub fn exposure(&self) -> Option<String> {
+        let Target::Nats { servers } = &self.target else { return None };
+        let requires_tls = self.tls.ca.is_some() || self.tls.certificate.is_some();
+        // Those in the address of one server are sent to whichever answers.
+        let given = match &self.credentials {
+            Credentials::UserPassword { .. } | Credentials::Token(_) => true,
+            Credentials::None => servers.iter().any(|server| !server.username().is_empty()),
+            Credentials::CredentialsFile(_) | Credentials::Nkey(_) => false,
+        };
+        let is_exposed = |server: &&Url| {
+            let is_local = match server.host() {
+                // Of a scheme that the library does not know it reads no address.
+                Some(url::Host::Domain(name)) => {
+                    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+                }
+                Some(url::Host::Ipv4(address)) => address.is_loopback(),
+                Some(url::Host::Ipv6(address)) => address.is_loopback(),
+                None => true,
+            };
+            server.scheme() == "nats" && !is_local
+        };
+        let server = servers.iter().find(is_exposed).filter(|_| given && !requires_tls)?;
+        Some(format!(
+            "the password or token for {} may travel in clear text: write tls:// instead of nats://, or use an nkey or \
+             credentials file, of which only signatures travel",
+            display_server(server)
+        ))
+    }
+
     /// The embedded store in this file.
     pub fn local(path: impl AsRef<Path>, create_database: CreateDatabase) -> Self {
         Self { create_database, ..Self::new(Target::Local(path.as_ref().to_owned())) }
@@ -205,6 +235,25 @@ mod tests {
             let error = Target::parse(bad).unwrap_err().to_string();
             assert!(error.contains("use local:PATH/kv.db or nats://HOST:4222"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_password_in_clear_text_is_told_of_away_from_this_host() {
+        let exposed = |url: &str, credentials: Credentials| {
+            let settings = ConnectionSettings { credentials, ..ConnectionSettings::new(Target::parse(url).unwrap()) };
+            settings.exposure()
+        };
+        let token = || Credentials::Token(Secret::new("hunter2"));
+        for url in ["nats://a", "tls://b,nats://192.0.2.1:4222"] {
+            let message = exposed(url, token()).unwrap();
+            assert!(message.contains("clear text") && !message.contains("hunter2"), "{message}");
+        }
+        assert!(exposed("nats://ann:hunter2@a", Credentials::None).is_some_and(|told| !told.contains("hunter2")));
+        for url in ["tls://a", "nats://127.0.0.1", "nats://localhost:4222", "nats://[::1]", "local:/kv.db"] {
+            assert_eq!(exposed(url, token()), None, "{url}");
+        }
+        assert_eq!(exposed("nats://a", Credentials::CredentialsFile("/a".into())), None);
+        assert_eq!(exposed("nats://a", Credentials::None), None);
     }
 
     #[test]

@@ -34,11 +34,13 @@ pub enum SpecificationError {
     Base64 { field: &'static str, reason: String },
     #[error("\"signature\" is not a signature: {reason}")]
     SignatureEncoding { reason: String },
-    #[error("the specification is not signed, but a trusted key is configured; sign it with \"mms pack FILE KEY\"")]
+    #[error(
+        "the specification is not signed, but a trusted key is configured; sign it with \"mms pack FILE --key-file KEYFILE\""
+    )]
     Unsigned,
     #[error(
         "the signature covers the base64 text, not the decoded bytes, as in the \"plugins\" form; sign it with \
-         \"mms pack FILE KEY\""
+         \"mms pack FILE --key-file KEYFILE\""
     )]
     SignatureCoversText,
     #[error(

@@ -48,7 +48,7 @@ pub enum KeyError {
     #[error("the public key compiled into this program is empty; build it again with MACHINES_PUBLIC_KEY set or unset")]
     CompiledInEmpty,
     #[error(
-        "this program accepts only specifications signed by the compiled-in key {compiled_in}; remove {configured} \
+        "this program accepts only specifications signed by the compiled-in key {compiled_in}; remove {configured}… \
          from \"public_keys\" in the settings"
     )]
     CompiledInDiffers { compiled_in: String, configured: String },

@@ -19,7 +19,7 @@ use crate::machine::watcher::{
 };
 use crate::names::MachineName;
 use crate::notices::{Following, Notices};
-use crate::secret::Secret;
+use crate::secret::{Secret, masked};
 use crate::spec::{Credentials, Source};
 
 use super::archive_place::{Archive, Condition, LIST_NAME};
@@ -313,7 +313,7 @@ impl Watcher for Watched {
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
         Map::from_iter([
-            ("source".to_owned(), json!(self.properties.source.source())),
+            ("source".to_owned(), json!(masked(self.properties.source.source()))),
             ("creates".to_owned(), json!(self.properties.creates.source())),
             ("previous_outcome".to_owned(), json!(seen.outcome)),
             ("previous_run_time".to_owned(), json!(seen.run_time_nanos())),

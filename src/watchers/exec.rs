@@ -279,7 +279,7 @@ impl Watcher for Exec {
 
     fn event_fields(&self, seen: &Seen) -> Map<String, Value> {
         Map::from_iter([
-            ("command".to_owned(), json!(self.properties.command.source())),
+            ("command".to_owned(), json!(crate::secret::masked(self.properties.command.source()))),
             ("previous_outcome".to_owned(), json!(seen.outcome)),
             ("previous_run_time".to_owned(), json!(seen.run_time_nanos())),
         ])

@@ -453,7 +453,7 @@ impl Watcher for Nagios {
         // The reference's words for a check that has not run.
         let (status, code) = last.status.map_or(("NOTCHECKED", 5), |status| (status.name(), status.code()));
         Map::from_iter([
-            ("plugin".to_owned(), json!(last.plugin)),
+            ("plugin".to_owned(), json!(crate::secret::masked(&last.plugin))),
             ("status".to_owned(), json!(status)),
             ("status_code".to_owned(), json!(code)),
             ("output".to_owned(), json!(last.output)),

@@ -20,6 +20,7 @@ use super::backoff;
 use super::credentials::authenticate;
 use crate::kv::settings::ConnectionSettings;
 use crate::kv::{Connection, KvError, install_tls_provider};
+use crate::shown::cut;
 
 /// Within this every call ends, connected or not.
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(5);
@@ -27,6 +28,8 @@ pub(super) const CALL_LIMIT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const RECONNECT_MAXIMUM: Duration = Duration::from_secs(10);
+/// Of what a server says of itself, or of an error.
+const SHOWN_CHARACTERS: usize = 400;
 
 /// JetStream's error codes that have a meaning of their own here.
 pub(super) mod code {
@@ -137,7 +140,7 @@ impl Link {
     pub fn connection(&self) -> Connection {
         let connected = self.connected();
         let detail = match self.client.try_server_info() {
-            Some(info) if connected => format!("{} {}", shown(&info.server_name), info.version),
+            Some(info) if connected => format!("{} {}", shown(&info.server_name), cut(&info.version, SHOWN_CHARACTERS)),
             _ => self.failure().map_or_else(|| "connecting".to_owned(), |failure| failure.reason),
         };
         Connection { url: self.url.clone(), connected, detail }
@@ -334,7 +337,7 @@ async fn unknown_host(servers: impl Iterator<Item = &ServerAddr>) -> Option<Fail
 /// A server that nobody named is called by its key, of which the beginning says enough.
 fn shown(name: &str) -> String {
     let is_key = name.len() == 56 && name.starts_with('N') && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    if is_key { format!("{}…", name.get(..12).unwrap_or(name)) } else { name.to_owned() }
+    if is_key { format!("{}…", name.get(..12).unwrap_or(name)) } else { cut(name, SHOWN_CHARACTERS) }
 }
 
 /// The client's reason for a failed attempt, with what to do about it.
@@ -348,11 +351,11 @@ fn explain(error: &str) -> Failure {
                       set `ca` (or NATS_CA) to the authority's certificate";
         (advice.to_owned(), true)
     } else if error.contains("invalid peer certificate") {
-        (format!("the server's certificate is refused: {error}"), true)
+        (format!("the server's certificate is refused: {}", cut(error, SHOWN_CHARACTERS)), true)
     } else if error.contains("CertificateRequired") {
         ("the server asks for a client certificate; set `cert` and `key`".to_owned(), true)
     } else {
-        (error.to_owned(), false)
+        (cut(error, SHOWN_CHARACTERS), false)
     };
     Failure { reason, refused }
 }
