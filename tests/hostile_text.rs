@@ -80,6 +80,12 @@ fn rows(world: &World) -> Vec<Row> {
             row(command, field, &[words.as_slice(), &socket].concat(), End::Itself);
         }
     }
+    // Their socket comes from the environment.
+    for command in ["machinesd maintenance on", "machinesd maintenance off", "machinesd maintenance status"] {
+        for format in ["text", "json"] {
+            row(command, "every text of the daemon's answer", &[text("--format"), text(format)], End::Itself);
+        }
+    }
     // What machines hold: definitions, scenarios, output, the names of files.
     for name in ["machine", "broken", "unknown", HOSTILE] {
         for format in ["text", "json", "sarif"] {
@@ -193,6 +199,7 @@ fn run(world: &World, command_name: &str, words: &[OsString], end: End) -> Outpu
         command
     };
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", world.directory.path());
+    command.env("MACHINESD_CONTROL_SOCKET", world.path("hostile.sock"));
     command.current_dir(world.directory.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let reading = |mut pipe: Box<dyn std::io::Read + Send>| {

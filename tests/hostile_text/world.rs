@@ -153,6 +153,7 @@ fn answer(mut stream: UnixStream, status: u16) {
             answer[HOSTILE] = HOSTILE.into();
             answer.to_string()
         }
+        "/v1/maintenance" => json!({"before": maintenance(), "now": maintenance()}).to_string(),
         "/v1/transition" => json!({ "state": HOSTILE }).to_string(),
         path if path.starts_with("/v1/why/") => why_document().to_string(),
         _ => format!("{}\n", event()),
@@ -164,6 +165,10 @@ fn answer(mut stream: UnixStream, status: u16) {
 pub fn event() -> Value {
     json!({"data": {"identity": HOSTILE, "machine": HOSTILE, "name": HOSTILE, "type": "exec", "command": HOSTILE,
         HOSTILE: HOSTILE, "previous_outcome": HOSTILE, "machines": [HOSTILE]}})
+}
+
+fn maintenance() -> Value {
+    json!({"since": "2026-01-01T00:00:00Z", "until": null, "because": HOSTILE, "by": 0})
 }
 
 fn machine() -> Value {
@@ -183,7 +188,7 @@ fn status_document() -> Value {
     let away = json!({"source": HOSTILE, "path": HOSTILE, "problem": HOSTILE, "machine": null});
     let mut skipped = managed();
     skipped["state"] = "skipped".into();
-    json!({"identity": HOSTILE, "version": HOSTILE, "started": HOSTILE,
+    json!({"identity": HOSTILE, "version": HOSTILE, "started": HOSTILE, "maintenance": maintenance(),
         "store": {"connected": false, "url": HOSTILE, "detail": HOSTILE},
         "health": {"well": false, "reasons": [
             {"code": "refused", "about": null, "message": HOSTILE},
