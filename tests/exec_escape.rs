@@ -268,6 +268,9 @@ async fn in_a_cgroup_the_processor_time_of_children_counts_that_nobody_waits_for
 async fn what_a_command_left_on_purpose_keeps_its_cgroup_until_it_ends() {
     let cgroup = Cgroup::new();
     let lab = lab_with(&cgroup).await;
+    let status = run(&lab, "command: no-such-command\ntimeout: 20s").await;
+    assert!(status.last_error.unwrap().contains("there is no command"));
+    assert!(cgroup.leaves().is_empty(), "what did not start leaves none");
     let status = run(&lab, "command: sh -c 'sleep 600 & echo $!'\ntimeout: 20s").await;
     let pid = status.detail.unwrap();
     let leaves = cgroup.leaves();

@@ -32,8 +32,19 @@ const KEPT_VARIABLES: [&str; 8] = ["HOME", "USER", "LOGNAME", "LANG", "LC_ALL", 
 struct Prepared {
     files: Files,
     data_directory: PathBuf,
-    leaf: Option<Leaf>,
+    leaf: Unused,
     confined: Resolved,
+}
+
+/// A leaf that no command is in yet: removed when dropped, by a run that was cancelled or could not start.
+struct Unused(Option<Leaf>);
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        if let Some(leaf) = self.0.take() {
+            leaf.remove();
+        }
+    }
 }
 
 impl Command {
@@ -41,10 +52,9 @@ impl Command {
         let prepared = self.prepare(system).await?;
         let order = self.order(&prepared)?;
         let containment = &system.containment;
-        let helper = Helper::spawn(&system.helper, containment.form());
-        let mut helper = helper.inspect_err(|_| prepared.leaf.iter().for_each(|leaf| _ = leaf.remove()))?;
-        let Prepared { files, leaf, .. } = prepared;
-        let group = Group::new(helper.leader(), containment, leaf, files.data.path(), self.remains);
+        let mut helper = Helper::spawn(&system.helper, containment.form())?;
+        let Prepared { files, mut leaf, .. } = prepared;
+        let group = Group::new(helper.leader(), containment, leaf.0.take(), files.data.path(), self.remains);
         let (mut standard_output, mut standard_error) = (Kept::default(), Kept::default());
         let (out, err) = (helper.child.stdout.take(), helper.child.stderr.take());
         let lines = || Lines::new(&self.machine, &self.watcher);
@@ -121,7 +131,7 @@ impl Command {
             };
             let files = system.scratch.write(&data, &facts, confined.owner).map_err(ProcessError::Files)?;
             let leaf = system.containment.subtree().map(|subtree| subtree.leaf(&confinement.limits)).transpose()?;
-            Ok::<_, ProcessError>(Prepared { files, data_directory, leaf, confined })
+            Ok::<_, ProcessError>(Prepared { files, data_directory, leaf: Unused(leaf), confined })
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| ProcessError::Files(std::io::Error::other(error)))?
     }
@@ -161,7 +171,7 @@ impl Command {
             arguments: arguments.to_vec(),
             environment,
             directory: self.directory.clone(),
-            cgroup: leaf.as_ref().map(|leaf| leaf.path.clone()),
+            cgroup: leaf.0.as_ref().map(|leaf| leaf.path.clone()),
             rights: confined.rights.clone(),
         })
     }

@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::confine::Limits;
 
-/// A family that is stopped faster than it grows is complete after a few walks; one that is not is killed as it is.
-const WALKS: u32 = 1_000;
+/// A family that is stopped faster than it grows is complete after a few walks; one that is not is killed as it is, so that
+/// the others that wait have their turn.
+const STOPPING: Duration = Duration::from_millis(500);
 
 /// A process of the moment.
 #[derive(Debug, Clone, Copy)]
@@ -196,7 +197,8 @@ impl Family {
     /// it started before is found below it.
     pub(super) fn stop(&mut self, others: &[i32]) {
         let mut stopped = BTreeSet::new();
-        for _ in 0..WALKS {
+        let begun = Instant::now();
+        while begun.elapsed() < STOPPING {
             let before = stopped.len();
             for process in self.members(others) {
                 if stopped.insert(process.member()) {
