@@ -3,8 +3,11 @@
 CARGO ?= cargo
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TOOLS := $(TARGET)/tools
+VM := $(TARGET)/vm
 CARGO_DENY_VERSION := 0.20.2
+CARGO_DEB_VERSION := 3.8.0
 DENY := $(or $(shell command -v cargo-deny 2>/dev/null),$(TOOLS)/bin/cargo-deny)
+DEB := $(or $(shell command -v cargo-deb 2>/dev/null),$(TOOLS)/bin/cargo-deb)
 
 # Where the tests and the benchmark find the nats-server that `make tools` fetched.
 export MACHINES_TOOLS := $(TOOLS)
@@ -15,7 +18,7 @@ SOAK ?= 20
 SOAKED := --test crash --test exec_escape
 
 .DEFAULT_GOAL := help
-.PHONY: help dev tools test lint fmt clippy docs deny advisories bench attack soak
+.PHONY: help dev tools test lint fmt clippy docs deny advisories bench attack soak deb test-vm
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf 'make %-12s%s\n' "$$name" "$$text"; done
@@ -57,3 +60,14 @@ attack: tools ## attack the real daemon and print what it stood; BASE=path/to/ma
 
 soak: tools ## the tests that kill, race and mutate, SOAK=20 times as long
 	MACHINES_SOAK=$(SOAK) $(CARGO) test $(SOAKED) -- --nocapture
+
+deb: $(DEB) ## build the Debian package
+	$(CARGO) build --release
+	$(DEB) --no-build --output $(TARGET)/machines.deb
+
+test-vm: $(if $(PACKAGE),,deb) ## the package in a small guest with systemd; as root; ONLY=word for some tests, PACKAGE=a.deb
+	packager/vm/test $(or $(PACKAGE),$(TARGET)/machines.deb) $(VM)
+
+$(TOOLS)/bin/cargo-deb:
+	$(CARGO) install cargo-deb --locked --version $(CARGO_DEB_VERSION) --no-default-features --features gzip --debug \
+		--root $(TOOLS) --target-dir $(TOOLS)/build
