@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use compatibility::{Origin, TABLE};
 use engine::{Lab, definition, watcher};
 use machines::kv::{self, BucketSettings, ConnectionSettings, Target};
+use machines::machine::data;
 use machines::machine::document::Document;
 use machines::machine::schema;
 use machines::machine::watcher::{Services, build_all};
@@ -117,9 +118,10 @@ async fn furnished(server: &NatsServer, world: &World) -> Lab {
         bucket.put(key, value.into()).await.unwrap();
     }
     fs::write(lab.machine_directory("file").join("trigger"), "x").unwrap();
-    let envelope: Value = serde_json::from_slice(&world.envelope(&[world.publish("one", "1.0.0")])).unwrap();
-    fs::create_dir_all(lab.path("data/machines")).unwrap();
-    fs::write(lab.path("data/machines/machine_data.json"), json!({"machines": envelope}).to_string()).unwrap();
+    let envelope = data::Item::from_bytes(world.envelope(&[world.publish("one", "1.0.0")]).into()).unwrap();
+    let mut data = data::Data::default();
+    data.apply(vec![data::Change::Set("machines".to_owned(), envelope)]).1.unwrap();
+    data::save(&lab.path("data/machines"), &data.snapshot()).unwrap();
     let (sync, trust) = (Some(Arc::new(world.open())), world.trust());
     let trust = machines::spec::TrustInForce::new(trust);
     lab.services = Arc::new(Services { sync, trust, ..Services::clone(&lab.services) });

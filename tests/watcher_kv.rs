@@ -133,6 +133,7 @@ promises!(
     polling_finds_values_changes_and_deletions,
     watching_brings_changes_long_before_the_interval,
     json_is_parsed_and_everything_else_is_a_text,
+    bytes_that_are_no_text_are_an_error_that_names_them_and_change_nothing,
     the_item_is_named_by_bucket_and_key_by_key_or_as_it_is_told,
     the_same_value_again_is_no_change,
     with_on_matching_update_the_same_value_again_is_a_change_but_not_at_first,
@@ -179,6 +180,22 @@ async fn watching_brings_changes_long_before_the_interval(place: Place) {
     bucket.purge("k").await.unwrap();
     follower.item("B_k", None).await;
     follower.transitions_are(&["changed"; 4]).await;
+    follower.handle.stop().await;
+}
+
+async fn bytes_that_are_no_text_are_an_error_that_names_them_and_change_nothing(place: Place) {
+    let bucket = place.bucket().await;
+    let follower = Follower::start(&place, "1h", "mode: watch");
+    place.put("one").await;
+    follower.item("B_k", Some(json!("one"))).await;
+    let revision = bucket.put("k", Bytes::from_static(b"tw\xffo")).await.unwrap();
+    let error = || watcher(&follower.handle.remote.status(), "it").last_error;
+    eventually("the error", || async { error().is_some() }).await;
+    let why = "can't be used: it is not UTF-8 text: byte 0xff at offset 2";
+    assert_eq!(error().unwrap(), format!("revision {revision} of key \"k\" in B {why}"));
+    follower.item("B_k", Some(json!("one"))).await;
+    place.put("three").await;
+    follower.item("B_k", Some(json!("three"))).await;
     follower.handle.stop().await;
 }
 

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Lab, watcher};
+use machines::machine::data::{self, Change, Data, Item};
 use machines::machine::runner::Handle;
 use machines::machine::watcher::Services;
 use machines::spec::{Form, SecretKey, Trust, pack_form};
 use machines::sync::{Maintenance, Reconciler};
-use serde_json::{Value, json};
+use serde_json::Value;
 use support::eventually;
 use sync_world::World;
 
@@ -32,10 +33,18 @@ async fn lab(node: &Arc<Reconciler>, trust: Trust) -> Lab {
 /// Runs a machine that finds this list, signed, in its data under `spec`.
 fn manage(lab: &Lab, (kind, form): (&str, Form), list: &[Value], key: &SecretKey, more: &str) -> Handle {
     let envelope = pack_form(form, &serde_json::to_vec(list).unwrap(), Some(key)).unwrap().envelope;
-    let data = json!({"spec": serde_json::from_str::<Value>(&envelope).unwrap()});
-    let directory = lab.path("data/keeper");
-    std::fs::create_dir_all(&directory).unwrap();
-    std::fs::write(directory.join("machine_data.json"), data.to_string()).unwrap();
+    keep(lab, Item::from_bytes(envelope.into()).unwrap());
+    spawn(lab, kind, more)
+}
+
+/// What the keeper finds in its data under `spec`, as after a restart.
+fn keep(lab: &Lab, item: Item) {
+    let mut data = Data::default();
+    data.apply(vec![Change::Set("spec".to_owned(), item)]).1.unwrap();
+    data::save(&lab.path("data/keeper"), &data.snapshot()).unwrap();
+}
+
+fn spawn(lab: &Lab, kind: &str, more: &str) -> Handle {
     lab.spawn_real(&format!(
         "name: keeper\nversion: 1.0.0\ninitial_state: A\ntransitions: [{{name: a, from: [A], destination: A}}]\nwatchers:\n  \
          - {{name: it, type: {kind}, interval: 10d, properties: {{data_item: spec{more}}}}}\n"
@@ -135,5 +144,39 @@ async fn the_key_of_the_machine_counts_unless_the_node_has_its_own() {
             assert_eq!(world.machine("one").exists(), expected != "error", "{}", form.0);
             handle.stop().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn after_a_restart_the_exact_bytes_are_verified_and_never_what_they_were_read_as() {
+    for (kind, form) in FORMS {
+        let world = World::new();
+        let node = Arc::new(world.open());
+        let lab = lab(&node, world.trust()).await;
+        let list = serde_json::to_vec(&[world.publish("one", "1.0.0")]).unwrap();
+        let good = pack_form(form, &list, Some(&world.key)).unwrap().envelope;
+        // Refused as it was published: a key appears twice. Written anew from its value, it would be in order.
+        let doubled = good.replacen('{', "{\"note\":1,\"note\":2,", 1);
+        keep(&lab, Item::from_bytes(doubled.into()).unwrap());
+        let handle = spawn(&lab, kind, "");
+        let (outcome, error) = first(&handle).await;
+        assert_eq!(outcome, "error", "{kind}");
+        assert!(error.as_ref().is_some_and(|error| error.contains("key \"note\" appears twice")), "{kind}: {error:?}");
+        handle.stop().await;
+
+        // What no longer has its bytes is no envelope, though its value would make one.
+        keep(&lab, Item::new(serde_json::from_str(&good).unwrap()));
+        let handle = spawn(&lab, kind, "");
+        let (outcome, error) = first(&handle).await;
+        assert_eq!(outcome, "error", "{kind}");
+        let why = "data item \"spec\" was made on this node, and a signature covers only bytes as they were received";
+        assert!(error.as_ref().is_some_and(|error| error.contains(why)), "{kind}: {error:?}");
+        handle.stop().await;
+        assert!(!world.machine("one").exists() && node.status().specification.is_none(), "{kind}");
+
+        keep(&lab, Item::from_bytes(good.into()).unwrap());
+        let handle = spawn(&lab, kind, "");
+        assert_eq!(first(&handle).await.0, "updated", "{kind}");
+        handle.stop().await;
     }
 }

@@ -38,7 +38,7 @@ fn manage(lab: &Lab, kind: &str, envelope: &str) -> Handle {
          updated\n    fail_transition: failed\n    properties: {{data_item: spec, purge_unknown: true, \
          machine_manage_interval: 1h}}\n  - {{name: writer, type: expression, properties: {{fail_when: 'false'}}}}\n"
     );
-    let item = Item::from_text(envelope);
+    let item = Item::from_bytes(envelope.to_owned().into()).unwrap();
     let writer = Probe::new(move |_| {
         let changes = vec![Change::Set("spec".to_owned(), item.clone())];
         Step::Report(Report { changes, ..Report::new("good") })

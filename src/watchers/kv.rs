@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
 use schemars::JsonSchema;
@@ -151,8 +152,8 @@ impl Properties {
     }
 
     /// What is stored of a value.
-    fn item_of(&self, value: &[u8], node: &Node) -> Result<Item, String> {
-        let item = Item::from_text(&String::from_utf8_lossy(value));
+    fn item_of(&self, value: &Bytes, node: &Node) -> Result<Item, String> {
+        let item = Item::from_bytes(value.clone()).map_err(|error| error.to_string())?;
         if self.query.is_none() && !self.hiera_config {
             return Ok(item);
         }
@@ -229,14 +230,14 @@ impl Kv {
             return (outcome, changes);
         };
         let put_again = before.is_some_and(|before| before != revision);
-        // After a restart the data has the value without its text.
-        let same = current.is_some_and(|current| match &current.raw {
+        // After an upgrade from 0.1.0 the data has the value without its bytes.
+        let same = current.is_some_and(|current| match current.raw() {
             Some(_) => *current == item,
             None => current.value == item.value,
         });
         let outcome =
             if !same || owed || (put_again && self.properties.on_matching_update) { "changed" } else { "unchanged" };
-        if !same || current.is_some_and(|current| current.raw.is_none() && item.raw.is_some()) {
+        if !same || current.is_some_and(|current| current.raw().is_none() && item.raw().is_some()) {
             changes.push(Change::Set(name.to_owned(), item));
         }
         (outcome, changes)

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
+use crate::machine::data::Item;
 use crate::machine::watcher::{
     Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, schema_of,
 };
@@ -40,7 +41,7 @@ const LONGEST_PASS: Duration = Duration::from_secs(24 * 3_600);
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Properties {
-    /// The data item with the envelope, usually brought by a `kv` watcher.
+    /// The data item with the envelope, as a `kv` watcher received it.
     data_item: String,
     /// Removes installed machines that the specification does not want on this node.
     #[serde(default)]
@@ -99,6 +100,18 @@ pub fn build_form(context: &BuildContext<'_>, form: Form) -> Built {
 }
 
 impl Machines {
+    /// There is nothing to follow.
+    fn nothing(&self, check: &Check) -> Report {
+        let name = &self.properties.data_item;
+        match check.data.get(name) {
+            None => Report::new("skipped"),
+            Some(_) => Report::error(format!(
+                "data item {name:?} was made on this node, and a signature covers only bytes as they were received: let a \
+                 kv watcher without query bring the specification"
+            )),
+        }
+    }
+
     fn report(&self, pass: &Pass) -> Report {
         let names = pass.machines.iter().map(|machine| machine.name.clone()).collect();
         *self.managed.lock().unwrap_or_else(PoisonError::into_inner) = names;
@@ -126,8 +139,9 @@ impl Watcher for Machines {
         let trust = &keys.borrow_and_update().or(&self.trust).clone();
         let purge = if self.properties.purge_unknown { Purge::Unknown } else { Purge::Keep };
         let pass = async {
-            match check.data.get(&self.properties.data_item) {
-                Some(item) => Some(sync.reconcile(item.text().as_bytes(), trust, purge, Removals::Guarded).await),
+            // Only what was received counts: a document that is written anew is another one than was signed.
+            match check.data.get(&self.properties.data_item).and_then(Item::raw) {
+                Some(bytes) => Some(sync.reconcile(bytes, trust, purge, Removals::Guarded).await),
                 // The store has nothing for us, or can't be asked: what was accepted before is kept in order.
                 None => sync.resume(trust, purge).await,
             }
@@ -135,7 +149,7 @@ impl Watcher for Machines {
         // A pass that is dropped ends at a safe point. A slow download must hold up neither what the next state is for
         // nor a newer specification, which may be the one that removes what should not run.
         tokio::select! {
-            pass = pass => pass.map_or_else(|| Report::new("skipped"), |pass| self.report(&pass)),
+            pass = pass => pass.map_or_else(|| self.nothing(&check), |pass| self.report(&pass)),
             () = self.over.notified() => Report::new("skipped"),
             // It went by the keys of before; a check with those of now follows.
             Ok(()) = keys.changed() => Report::new("skipped"),
