@@ -472,3 +472,39 @@ async fn a_fetcher_without_a_certificate_check_takes_any_server_and_the_usual_on
     assert_eq!(fetched.bytes, BODY.len() as u64);
     usual.fetch(&source, None, &directory.path().join("c")).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn a_redirect_to_a_link_local_address_is_refused_before_anything_is_sent() {
+    for target in ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]"] {
+        let (_server, source) = server("/a.tgz", Answer::redirect(&format!("http://{target}/latest"))).await;
+        let why = "is a link-local address: a redirect may lead there only from a source that is there itself";
+        Case::new().refuses(&source, why).await;
+    }
+}
+
+/// A proxy that answers for an artefact server elsewhere: that one has no near address, whatever this machine is.
+async fn elsewhere(answer: Answer) -> (Server, Case, Source) {
+    let proxy = Server::start().await;
+    let url = "http://artefacts.example.net/a.tgz";
+    proxy.answer(url, answer);
+    let mut case = Case::new();
+    case.settings.proxy = Some(SecretUrl::new(Url::parse(&format!("http://127.0.0.1:{}", proxy.port)).unwrap()));
+    (proxy, case, Source::parse(url).unwrap())
+}
+
+#[tokio::test]
+async fn a_redirect_from_elsewhere_reaches_nothing_on_this_node() {
+    let own = machines::node::own_addresses().unwrap();
+    let own = own.iter().filter(|address| address.is_ipv4()).map(ToString::to_string);
+    let spellings =
+        ["127.0.0.1", "127.1", "2130706433", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]", "localhost", "a.localhost"];
+    for host in spellings.into_iter().map(str::to_owned).chain(own) {
+        let target = format!("http://{host}:8222/secret");
+        let (proxy, case, source) = elsewhere(Answer::redirect(&target)).await;
+        case.refuses(&source, "is an address of this node: a redirect may lead there only from a source that is there")
+            .await;
+        assert_eq!(proxy.requests().len(), 1, "{host}: the proxy was asked for it");
+    }
+    let (_proxy, case, source) = elsewhere(Answer::redirect("http://169.254.169.254/latest")).await;
+    case.refuses(&source, "169.254.169.254 is a link-local address").await;
+}

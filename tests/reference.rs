@@ -25,7 +25,7 @@ use machines::machine::document::Document;
 use machines::machine::schema;
 use machines::machine::watcher::{Services, build_all};
 use machines::watchers::KINDS;
-use serde_json::{Value, json};
+use serde_json::Value;
 use snapbox::Data;
 use snapbox::data::DataFormat;
 use support::nats::NatsServer;

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use url::Url;
 
 use super::http::{self, Certificates, Clients};
 use super::path::shown;
+use super::places::{Place, Places, Purpose};
 use super::sink::{Partial, Sink};
 use crate::digest::Sha256Digest;
 use crate::duration;
@@ -111,6 +112,12 @@ pub enum FetchError {
     /// A redirect to another scheme.
     #[error("{url} redirects to {to}; redirects to another scheme are not followed: correct the source")]
     RedirectScheme { url: String, to: String },
+    /// A redirect to what only this node can reach.
+    #[error(
+        "{url} redirects to {to}, and {why}: a redirect may lead there only from a source that is there itself; correct \
+         the server or the source"
+    )]
+    RedirectNear { url: String, to: String, why: String },
     /// Too many redirects, or a loop.
     #[error("{url} redirects more than {limit} times; correct the source or the server")]
     TooManyRedirects { url: String, limit: usize },
@@ -153,16 +160,12 @@ pub enum FetchError {
     Write { path: PathBuf, source: io::Error },
 }
 
-/// Fetches at one time, half as many as the daemon has blocking threads; further ones wait. Each holds one of the threads
-/// from its first byte to its last, and reading a file needs another one now and then: if fetches could take them all,
-/// they would wait for each other.
-const FETCHES: usize = 8;
-
 /// Fetches archives; one for all fetches, as it keeps connections.
 pub struct Fetcher {
     settings: FetchSettings,
     certificates: Certificates,
-    places: Semaphore,
+    /// Shared with [`Self::without_certificate_check`]: they are of the node, not of a way to fetch.
+    places: Arc<Places>,
     objects: Option<Arc<dyn Store>>,
     /// Made with the first fetch that needs them: loading the system's certificates costs time and memory.
     clients: OnceCell<Clients>,
@@ -182,7 +185,7 @@ impl Fetcher {
     pub fn new(settings: FetchSettings, objects: Option<Arc<dyn Store>>) -> Result<Self, FetchError> {
         http::install_tls_provider();
         http::check(&settings)?;
-        let (certificates, places) = (Certificates::Checked, Semaphore::new(FETCHES));
+        let (certificates, places) = (Certificates::Checked, Arc::default());
         Ok(Self { settings, certificates, places, objects, clients: OnceCell::new() })
     }
 
@@ -192,16 +195,21 @@ impl Fetcher {
         Self {
             settings: self.settings.clone(),
             certificates: Certificates::Ignored,
-            places: Semaphore::new(FETCHES),
+            places: Arc::clone(&self.places),
             objects: self.objects.clone(),
             clients: OnceCell::new(),
         }
     }
 
-    /// Fetches a source into the new file `into` (mode 0600), which must not exist.
+    /// Waits for a place to fetch from a source. A server that stalls takes the places of no other.
+    pub async fn place(&self, source: &Source, purpose: Purpose) -> Place {
+        self.places.take(source, purpose).await
+    }
+
+    /// As [`Self::fetch_at`], once there is a place for something new.
     ///
     /// # Errors
-    /// Whatever keeps the whole of it from arriving; no file is then left. Dropping the future does the same.
+    /// As there.
     pub async fn fetch(
         &self,
         source: &Source,
@@ -222,10 +230,24 @@ impl Fetcher {
         credentials: Option<&Credentials>,
         into: Beneath,
     ) -> Result<Fetched, FetchError> {
+        let place = self.place(source, Purpose::Install).await;
+        self.fetch_at(&place, source, credentials, into).await
+    }
+
+    /// Fetches a source into the new file `into` (mode 0600), which must not exist. That there is a place shows that
+    /// somebody has waited for it; that does not count against the deadline.
+    ///
+    /// # Errors
+    /// Whatever keeps the whole of it from arriving; no file is then left. Dropping the future does the same.
+    pub async fn fetch_at(
+        &self,
+        _place: &Place,
+        source: &Source,
+        credentials: Option<&Credentials>,
+        into: Beneath,
+    ) -> Result<Fetched, FetchError> {
         let path = into.path().to_owned();
         let url = describe(source);
-        // Waiting for a place does not count against the deadline. The semaphore is never closed.
-        let _place = self.places.acquire().await;
         let (partial, file) = Partial::create(into)?;
         let sink = Sink::start(file, &path);
         let deadline = self.settings.deadline;

@@ -1,16 +1,19 @@
 //! HTTP for fetching: in goes a URL, out comes an answer with status 200 whose body is yet to be read. Redirects are
-//! followed here and not by the client, because the rules are ours: few, never to another scheme, and credentials go to
-//! the first server only.
+//! followed here and not by the client, because the rules are ours: few, never to another scheme, to nothing that only this
+//! node can reach (see `reach`), and credentials go to the first server only.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use reqwest::header::{ACCEPT_ENCODING, LOCATION};
 use reqwest::{Certificate, Client, ClientBuilder, Proxy, Response, StatusCode, redirect};
 use url::Url;
 
 use super::fetch::{FetchError, FetchSettings, describe_url};
+use super::reach::{Guard, Reach, TooNear};
 use crate::fs;
 use crate::spec::Credentials;
 
@@ -35,6 +38,9 @@ pub(super) struct Clients {
     settings: FetchSettings,
     certificates: Certificates,
     tls: std::sync::OnceLock<Client>,
+    /// For redirects, by how near the source is and whether it is `https`. Their connections are made only to addresses
+    /// that a redirect may lead to, and are used for nothing else.
+    redirected: Mutex<HashMap<(Reach, bool), Client>>,
 }
 
 struct Authorities {
@@ -99,7 +105,29 @@ impl Clients {
             let builder = builder(settings)?.tls_certs_only([]);
             builder.build().map_err(|error| FetchError::Client { reason: reason(&error) })?
         };
-        Ok(Self { plain, authorities, settings: settings.clone(), certificates, tls: std::sync::OnceLock::new() })
+        let (tls, redirected) = (std::sync::OnceLock::new(), Mutex::default());
+        Ok(Self { plain, authorities, settings: settings.clone(), certificates, tls, redirected })
+    }
+
+    /// For the target of a redirect. A proxy resolves names itself, so that only what they say is judged then.
+    fn client_for_redirect(&self, url: &Url, source: Reach) -> Result<Client, FetchError> {
+        if self.settings.proxy.is_some() {
+            return self.client(url);
+        }
+        let is_tls = url.scheme() == "https";
+        let known = |clients: &HashMap<(Reach, bool), Client>| clients.get(&(source, is_tls)).cloned();
+        if let Some(client) = known(&self.redirected.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(client);
+        }
+        let builder = builder(&self.settings)?.dns_resolver(Guard::shared(source));
+        let builder = match (is_tls, self.certificates) {
+            (false, _) => builder.tls_certs_only([]),
+            (true, Certificates::Checked) => builder.tls_certs_merge(self.authorities.read()?),
+            (true, Certificates::Ignored) => builder.tls_certs_only([]).tls_danger_accept_invalid_certs(true),
+        };
+        let client = builder.build().map_err(|error| FetchError::Client { reason: reason(&error) })?;
+        let mut clients = self.redirected.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(clients.entry((source, is_tls)).or_insert(client).clone())
     }
 
     fn client(&self, url: &Url) -> Result<Client, FetchError> {
@@ -143,8 +171,19 @@ pub(super) async fn open(
     if credentials.is_some() {
         strip_credentials(&mut url);
     }
+    let mut client = clients.client(&url)?;
+    let mut reach = None;
+    let near = |to: &Url, too_near: TooNear| FetchError::RedirectNear {
+        url: describe_url(source),
+        to: describe_url(to),
+        why: too_near.to_string(),
+    };
     for _ in 0..=settings.redirects {
-        let response = request(clients, settings, &url, credentials.as_ref()).await?;
+        let response = match request(&client, settings, &url, credentials.as_ref()).await {
+            Err(RequestError::TooNear(too_near)) => return Err(near(&url, too_near)),
+            Err(RequestError::Fetch(error)) => return Err(error),
+            Ok(response) => response,
+        };
         let status = response.status();
         if status == StatusCode::OK {
             return Ok(response);
@@ -161,6 +200,9 @@ pub(super) async fn open(
             // Once dropped they stay dropped, also when a later redirect leads back.
             credentials = None;
         }
+        let reach = *reach.get_or_insert_with(|| reach_of_source(settings, &url, &response));
+        reach.permits_url(&next).map_err(|too_near| near(&next, too_near))?;
+        client = clients.client_for_redirect(&next, reach)?;
         url = next;
     }
     Err(FetchError::TooManyRedirects { url: describe_url(source), limit: settings.redirects })
@@ -185,13 +227,27 @@ fn location(response: &Response, url: &Url) -> Result<Url, FetchError> {
     Ok(next)
 }
 
+/// How near the source is: by where it was reached, which is what its name came to.
+fn reach_of_source(settings: &FetchSettings, source: &Url, response: &Response) -> Reach {
+    match response.remote_addr() {
+        Some(address) if settings.proxy.is_none() => Reach::of(address.ip()),
+        _ => Reach::of_name(source),
+    }
+}
+
+/// Why there is no answer.
+enum RequestError {
+    /// Nothing was connected to.
+    TooNear(TooNear),
+    Fetch(FetchError),
+}
+
 async fn request(
-    clients: &Clients,
+    client: &Client,
     settings: &FetchSettings,
     url: &Url,
     credentials: Option<&Credentials>,
-) -> Result<Response, FetchError> {
-    let client = clients.client(url)?;
+) -> Result<Response, RequestError> {
     // A server that compressed on the way would change the bytes that the checksum is of.
     let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
     if let Some(credentials) = credentials {
@@ -200,8 +256,11 @@ async fn request(
     // A server may take as long to begin its answer as it may stay silent later; connecting has its own limit.
     let waited = settings.minimum_rate_window.max(settings.connect_timeout);
     match tokio::time::timeout(waited, request.send()).await {
-        Ok(answer) => answer.map_err(|error| failure(url, &error)),
-        Err(_) => Err(FetchError::NoAnswer { url: describe_url(url), waited }),
+        Ok(answer) => answer.map_err(|error| match chain(&error).find_map(|error| error.downcast_ref::<TooNear>()) {
+            Some(too_near) => RequestError::TooNear(*too_near),
+            None => RequestError::Fetch(failure(url, &error)),
+        }),
+        Err(_) => Err(RequestError::Fetch(FetchError::NoAnswer { url: describe_url(url), waited })),
     }
 }
 

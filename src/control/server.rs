@@ -20,7 +20,7 @@ use crate::fs::trusted::is_ours;
 use crate::host::HostHandle;
 use crate::host::built_in::MANAGER;
 use crate::journal::{DatabaseError, Journal, Record, Scope};
-use crate::kv::Store;
+use crate::kv::{KvError, Store};
 use crate::names::{Identity, MachineName};
 use crate::process::Bounds;
 use crate::spec::Trust;
@@ -260,7 +260,7 @@ async fn maintenance(api: &Api, request: MaintenanceRequest, user: Option<u32>) 
     }
 }
 
-/// One pass with the value that the store has now.
+/// One pass with the value that the store has when the pass has its turn.
 async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
     let Some(sync) = &api.sync else { return refuse(StatusCode::CONFLICT, NOTHING_FOLLOWED) };
     let reconciler = match (request.maintenance, sync.reconciler.maintenance()) {
@@ -275,16 +275,10 @@ async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
         RemovalConsent::Allowed => Removals::Allowed,
     };
     let Following { bucket, key, trust, purge } = sync.following.borrow().clone();
-    let entry = match api.store.bucket(&bucket) {
-        Ok(bucket) => bucket.get(&key).await,
-        Err(error) => Err(error),
-    };
-    match entry {
-        Ok(Some(entry)) => {
-            reconciler.retry_now();
-            let pass = reconciler.reconcile(&entry.value, &trust, purge, removals).await;
-            json(StatusCode::OK, &SyncAnswer::from(&pass))
-        }
+    let read = || async { Ok::<_, KvError>(api.store.bucket(&bucket)?.get(&key).await?.map(|entry| entry.value)) };
+    reconciler.retry_now();
+    match reconciler.reconcile_published(read, &trust, purge, removals).await {
+        Ok(Some(pass)) => json(StatusCode::OK, &SyncAnswer::from(&pass)),
         Ok(None) => refuse(StatusCode::CONFLICT, nothing_published(&bucket, &key)),
         Err(error) => refuse(StatusCode::CONFLICT, crate::errors::chain(&error)),
     }

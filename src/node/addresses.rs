@@ -20,6 +20,14 @@ const ATTRIBUTE_LOCAL: u16 = 2;
 /// A host with more than this many replies has its further addresses left out.
 const REPLIES_MAXIMUM: usize = 256;
 
+/// All addresses of this host.
+///
+/// # Errors
+/// As [`by_interface`].
+pub fn own() -> io::Result<Vec<IpAddr>> {
+    Ok(by_interface()?.into_values().flatten().collect())
+}
+
 /// # Errors
 /// When the kernel refuses the question, for example in a sandbox without netlink.
 pub(super) fn by_interface() -> io::Result<BTreeMap<String, Vec<IpAddr>>> {

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::names::{Identity, NameError};
 
+pub use addresses::own as own_addresses;
 pub use follow::follow;
 pub use query::{escaped, query, split_first};
 

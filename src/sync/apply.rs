@@ -24,9 +24,9 @@ use super::memory::{Memory, Turn, blocking};
 use super::plan::Action;
 use super::state::CopyRecord;
 use super::store::{CopyName, Staging};
-use crate::archive::{self, ArchiveError, FetchError};
+use crate::archive::{self, ArchiveError, FetchError, Purpose};
 use crate::digest::Sha256Digest;
-use crate::fs::FileError;
+use crate::fs::{Beneath, FileError};
 use crate::governor::{GovernorError, Slot};
 use crate::journal::DatabaseError;
 use crate::names::{GovernorName, MachineName};
@@ -69,8 +69,9 @@ pub(super) enum StepError {
 
 /// Carries out an action on a machine. `entry` is what the specification says of it; only a removal goes without.
 ///
-/// The slot of a governor comes first and the place among this node's own after it: who waits for the fleet must not hold
-/// up what else the node has to do. When the future is dropped, the slot is left.
+/// The slot of a governor comes first and the places among this node's own after it: who waits for the fleet must not hold
+/// up what else the node has to do. A removal needs none of them, and what the store still has no download. When the
+/// future is dropped, the slot is left.
 pub(super) async fn apply(
     memory: &Arc<Memory>,
     turn: &Turn,
@@ -83,12 +84,11 @@ pub(super) async fn apply(
         Some(governor) => Some(enter(memory, name, governor).await?),
         None => None,
     };
-    // Never closed.
-    let _place = memory.places.acquire().await;
     match (action, entry) {
-        (Action::Install | Action::Upgrade { .. } | Action::Repair { .. }, Some(entry)) => {
-            put_in_place(memory, turn, entry).await
+        (Action::Install | Action::Upgrade { .. }, Some(entry)) => {
+            put_in_place(memory, turn, entry, Purpose::Install).await
         }
+        (Action::Repair { .. }, Some(entry)) => put_in_place(memory, turn, entry, Purpose::Repair).await,
         (Action::Remove, _) => {
             let name = name.clone();
             let work = move |memory: &Memory| {
@@ -109,12 +109,25 @@ async fn enter(memory: &Memory, name: &MachineName, governor: &GovernorName) -> 
 }
 
 /// Lets the machine run from a sound copy of the entry's archive, downloading it when the store has none.
-async fn put_in_place(memory: &Arc<Memory>, turn: &Turn, entry: &ManagedMachine) -> Result<(), StepError> {
+async fn put_in_place(
+    memory: &Arc<Memory>,
+    turn: &Turn,
+    entry: &ManagedMachine,
+    purpose: Purpose,
+) -> Result<(), StepError> {
     let (name, checksum, verify_checksum) = (entry.name.clone(), entry.checksum, entry.verify_checksum);
-    let work = move |memory: &Memory| reuse_or_stage(memory, &name, checksum, verify_checksum);
-    let Some(staging) = blocking(memory, turn, work).await?? else { return Ok(()) };
+    let work = move |memory: &Memory| reuse(memory, &name, checksum, verify_checksum);
+    if on_disk(memory, turn, work).await?? == Reused::Yes {
+        return Ok(());
+    }
 
-    let fetched = memory.fetcher.fetch(&entry.source, entry.credentials.as_ref(), &staging.archive()).await?;
+    let place = memory.fetcher.place(&entry.source, purpose).await;
+    // Made only now: thousands that wait for a server leave nothing on the disk.
+    let name = entry.name.clone();
+    let staging = blocking(memory, turn, move |memory| memory.store.stage(&name)).await??;
+    let into = Beneath::at(&staging.archive())?;
+    let fetched = memory.fetcher.fetch_at(&place, &entry.source, entry.credentials.as_ref(), into).await?;
+    drop(place);
     if fetched.digest != entry.checksum {
         let from = entry.source.to_string();
         return Err(StepError::Checksum { from, expected: entry.checksum, got: fetched.digest });
@@ -124,24 +137,42 @@ async fn put_in_place(memory: &Arc<Memory>, turn: &Turn, entry: &ManagedMachine)
 
     let name = entry.name.clone();
     let work = move |memory: &Memory| install_staged(memory, &staging, &name, checksum, verify_checksum);
-    blocking(memory, turn, work).await?
+    on_disk(memory, turn, work).await?
+}
+
+/// As [`blocking`], for work that reads or writes much: a few at a time, or the threads would all be taken.
+async fn on_disk<T: Send + 'static>(
+    memory: &Arc<Memory>,
+    turn: &Turn,
+    work: impl FnOnce(&Memory) -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    // Never closed.
+    let _place = memory.disk.acquire().await;
+    blocking(memory, turn, work).await
+}
+
+/// Whether the store had what was needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reused {
+    Yes,
+    No,
 }
 
 /// Flips to a copy that the store still has, as after a rollback or after a crash just before the flip. Only one whose
 /// files are exactly right is used; the one that has drifted and is to be repaired is not.
-fn reuse_or_stage(
+fn reuse(
     memory: &Memory,
     name: &MachineName,
     checksum: Sha256Digest,
     verify_checksum: Sha256Digest,
-) -> Result<Option<Staging>, StepError> {
+) -> Result<Reused, StepError> {
     for copy in memory.store.copies()?.into_iter().filter(|copy| copy.checksum == checksum) {
         if archive::verify_directory(&memory.store.directory(copy, name), &verify_checksum).is_ok() {
             run_from(memory, name, copy, verify_checksum)?;
-            return Ok(None);
+            return Ok(Reused::Yes);
         }
     }
-    Ok(Some(memory.store.stage(name)?))
+    Ok(Reused::No)
 }
 
 fn install_staged(

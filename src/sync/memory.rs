@@ -29,8 +29,9 @@ pub(super) struct Memory {
     pub fetcher: Arc<Fetcher>,
     /// `None` where no entry may ask for one.
     pub governors: Option<Arc<dyn Governors>>,
-    /// For machines that are worked on at the same time.
-    pub places: Semaphore,
+    /// For work on the disk (checking, unpacking) at the same time. Downloads have places of their own, so that none of
+    /// this waits behind a server.
+    pub disk: Semaphore,
     pub maintenance: Record,
     pub journal: Journal,
     pub state: State,

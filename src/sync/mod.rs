@@ -14,6 +14,7 @@ mod lease;
 mod maintenance;
 mod matching;
 mod memory;
+mod offers;
 pub mod plan;
 mod reconcile;
 mod state;
@@ -26,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 pub use lease::Lease;
@@ -40,10 +42,13 @@ use self::backoff::Backoff;
 use self::lease::Leases;
 use self::maintenance::{During, Record};
 use self::matching::Matcher;
-use self::memory::{Kind, Memory, Stored};
+use self::memory::{Kind, Memory, Stored, Turn};
+use self::offers::{Call, Offers, Side, Work};
+use self::reconcile::{Offer, Rules};
 use self::state::State;
 use self::store::{CopyName, Store};
 use crate::archive::{self, Fetcher};
+use crate::digest::Sha256Digest;
 use crate::errors::chain;
 use crate::fs::{self, FileError};
 use crate::governor::Governors;
@@ -67,8 +72,8 @@ pub struct Settings {
     pub archive_limits: archive::Limits,
     /// Bounds of what a specification may ask for.
     pub specification_limits: spec::Limits,
-    /// Machines that are worked on at the same time.
-    pub parallel_downloads: NonZeroUsize,
+    /// Machines that are checked or unpacked at the same time. How many downloads there are is the fetcher's matter.
+    pub parallel_work: NonZeroUsize,
     /// The share of installed machines, in percent, above which removals are held.
     pub hold_removals_over_percent: u8,
     /// How long a copy that nothing points at is kept: an old instance may still be stopping, and a rollback within
@@ -87,7 +92,7 @@ impl Settings {
             state_dir,
             archive_limits: archive::Limits::default(),
             specification_limits: spec::Limits::default(),
-            parallel_downloads: NonZeroUsize::MIN.saturating_add(3),
+            parallel_work: NonZeroUsize::MIN.saturating_add(3),
             hold_removals_over_percent: 50,
             keep_unused: Duration::from_mins(10),
             retry_first: Duration::from_secs(2),
@@ -132,6 +137,7 @@ pub struct Reconciler {
     memory: Arc<Memory>,
     /// See [`memory::Turn`].
     turns: Arc<tokio::sync::Mutex<()>>,
+    offers: Arc<Offers>,
 }
 
 impl Reconciler {
@@ -178,7 +184,7 @@ impl Reconciler {
             status: Mutex::new(status),
             machines_stored: Mutex::new(Stored::Unknown),
             changes: watch::Sender::new(0),
-            places: Semaphore::new(settings.parallel_downloads.get().min(Semaphore::MAX_PERMITS)),
+            disk: Semaphore::new(settings.parallel_work.get().min(Semaphore::MAX_PERMITS)),
             maintenance: Record::open(&settings.state_dir),
             settings,
             node,
@@ -189,7 +195,8 @@ impl Reconciler {
             store,
             _lock: lock,
         };
-        Ok(Self { form: Form::default(), during: During::Holds, memory: Arc::new(memory), turns: Arc::default() })
+        let (turns, offers) = (Arc::default(), Arc::default());
+        Ok(Self { form: Form::default(), during: During::Holds, memory: Arc::new(memory), turns, offers })
     }
 
     /// The same, for specifications of this form only. What was accepted in the other form is not followed.
@@ -209,10 +216,64 @@ impl Reconciler {
     /// care for what is installed.
     ///
     /// Passes take turns. Dropping the future ends the pass at a safe point: a caller that has a newer envelope drops
-    /// this one and calls again, rather than wait for a slow download.
+    /// this one and calls again, rather than wait for a slow download. An operator's pass with something else ends for
+    /// what is new here; then his result is that of this pass.
     pub async fn reconcile(&self, envelope: &[u8], trust: &Trust, purge: Purge, removals: Removals) -> Pass {
-        let offer = reconcile::Offer::New { envelope: envelope.to_vec(), removals };
-        self.pass(offer, trust, purge).await
+        let work = self.work(Side::Watcher, Some(envelope), trust, purge, removals);
+        let call = self.offers.bring(&work);
+        loop {
+            let turn = self.turn().await;
+            if let Some(pass) = call.covered(&work) {
+                return pass;
+            }
+            let (work, envelope) = match call.newer(&work) {
+                Some(newer) => (Work { envelope: Some(Sha256Digest::of(&newer)), ..work.clone() }, newer),
+                None => (work.clone(), envelope.to_vec()),
+            };
+            let offer = Offer::New { envelope, removals };
+            if let Some(pass) = self.pass(&call, turn, offer, work).await {
+                return pass;
+            }
+        }
+    }
+
+    /// One pass with what is published, for an operator who asks: it is read when the pass has its turn, so that nothing
+    /// older is carried out while something newer is there. A watcher's pass with something else ends for it, and it ends
+    /// for what is newer still; then the result is that of the pass which took its place. `None` when nothing is published.
+    ///
+    /// # Errors
+    /// What reading gives.
+    pub async fn reconcile_published<R, E>(
+        &self,
+        read: impl Fn() -> R,
+        trust: &Trust,
+        purge: Purge,
+        removals: Removals,
+    ) -> Result<Option<Pass>, E>
+    where
+        R: Future<Output = Result<Option<Bytes>, E>>,
+    {
+        let work = |envelope: &[u8]| self.work(Side::Operator, Some(envelope), trust, purge, removals);
+        let mut call = self.offers.call();
+        // The first time only so that who works on something else knows of it.
+        call.look();
+        let Some(envelope) = read().await? else { return Ok(None) };
+        call.found(&work(&envelope), &envelope);
+        let mut turn = self.turn().await;
+        loop {
+            call.look();
+            let Some(envelope) = read().await? else { return Ok(None) };
+            let work = work(&envelope);
+            call.found(&work, &envelope);
+            if let Some(pass) = call.covered(&work) {
+                return Ok(Some(pass));
+            }
+            let offer = Offer::New { envelope: envelope.to_vec(), removals };
+            if let Some(pass) = self.pass(&call, turn, offer, work).await {
+                return Ok(Some(pass));
+            }
+            turn = self.turn().await;
+        }
     }
 
     /// One pass with the specification accepted last, verified again with today's keys: at start, so that a node boots
@@ -223,16 +284,35 @@ impl Reconciler {
         if !known {
             return None;
         }
-        Some(self.pass(reconcile::Offer::Accepted, trust, purge).await)
+        let work = self.work(Side::Watcher, None, trust, purge, Removals::Guarded);
+        let call = self.offers.call();
+        loop {
+            let turn = self.turn().await;
+            if let Some(pass) = call.covered(&work) {
+                return Some(pass);
+            }
+            if let Some(pass) = self.pass(&call, turn, Offer::Accepted, work.clone()).await {
+                return Some(pass);
+            }
+        }
     }
 
-    async fn pass(&self, offer: reconcile::Offer, trust: &Trust, purge: Purge) -> Pass {
-        let turn = Arc::new(Arc::clone(&self.turns).lock_owned().await);
+    fn work(&self, side: Side, envelope: Option<&[u8]>, trust: &Trust, purge: Purge, removals: Removals) -> Work {
+        let rules = Rules { form: self.form, trust: trust.clone(), purge };
+        Work { side, rules, envelope: envelope.map(Sha256Digest::of), removals }
+    }
+
+    async fn turn(&self) -> Turn {
+        Arc::new(Arc::clone(&self.turns).lock_owned().await)
+    }
+
+    /// A pass in its turn; `None` when it gave way to a newer one. It then has ended at a safe point, and the turn ends
+    /// with the last of its work.
+    async fn pass(&self, call: &Call<'_>, turn: Turn, offer: Offer, work: Work) -> Option<Pass> {
         let mut maintenance = self.memory.maintenance.follow();
         if let Some(maintenance) = self.holds() {
-            return Pass::held_by(&maintenance);
+            return Some(Pass::held_by(&maintenance));
         }
-        let rules = reconcile::Rules { form: self.form, trust: trust.clone(), purge };
         let begins = async {
             loop {
                 // The sender lives as long as we do.
@@ -242,10 +322,15 @@ impl Reconciler {
                 }
             }
         };
+        let begun = call.begin(&work)?;
         // What is under way ends at a safe point.
         tokio::select! {
-            pass = reconcile::pass(&self.memory, &turn, offer, rules) => pass,
-            maintenance = begins => Pass::held_by(&maintenance),
+            pass = reconcile::pass(&self.memory, &turn, offer, work.rules.clone()) => {
+                begun.ended(work, &pass);
+                Some(pass)
+            }
+            maintenance = begins => Some(Pass::held_by(&maintenance)),
+            () = self.offers.superseded(&begun) => None,
         }
     }
 

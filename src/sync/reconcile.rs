@@ -41,6 +41,7 @@ pub(super) enum Offer {
 }
 
 /// What a pass goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rules {
     pub form: Form,
     pub trust: Trust,

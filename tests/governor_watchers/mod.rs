@@ -292,7 +292,7 @@ async fn an_entry_with_a_governor_is_installed_under_its_slot_and_holds_up_no_ot
     ]);
     let node = Node::new(Identity::new("web1").unwrap(), serde_json::json!({}), Vec::new().into());
     let mut settings = machines::sync::Settings::new(lab.path("state"));
-    settings.parallel_downloads = std::num::NonZeroUsize::MIN;
+    settings.parallel_work = std::num::NonZeroUsize::MIN;
     std::fs::create_dir(lab.path("state")).unwrap();
     let journal = Journal::open(&lab.path("state/state.db")).unwrap();
     let fetcher = Arc::new(Fetcher::new(FetchSettings::default(), None).unwrap());
