@@ -87,7 +87,7 @@ fn refuses_a_missing_signature_when_a_key_is_trusted() {
         let envelope = format!("{{\"machines\":\"{encoded}\"{signature}}}");
         assert_eq!(
             refused(&envelope, &trust(&key)),
-            "the specification is not signed, but a trusted key is configured; sign it with \"mms pack FILE KEY\""
+            "the specification is not signed, but a trusted key is configured; sign it with \"mms pack FILE --key-file KEYFILE\""
         );
         assert!(verify(envelope.as_bytes(), &Trust::Anyone, &Limits::default()).unwrap().signed_by().is_none());
     }
@@ -111,7 +111,7 @@ fn refuses_a_signature_over_the_base64_text_and_says_so() {
     assert_eq!(
         refused(&envelope, &trust(&key)),
         "the signature covers the base64 text, not the decoded bytes, as in the \"plugins\" form; sign it with \
-         \"mms pack FILE KEY\""
+         \"mms pack FILE --key-file KEYFILE\""
     );
 }
 
