@@ -377,17 +377,19 @@ fn hellos_id(status: &Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_facts_file_stops_neither_the_start_nor_what_runs() {
+async fn a_broken_facts_file_stops_neither_the_start_nor_what_runs_and_holds_what_asks_for_facts() {
     let fleet = Fleet::start(Backend::Embedded).await;
     let mut daemon = fleet.daemon();
     let facts = fleet.root().join("facts.json");
     fs::write(&facts, "{\"role\": \"we").unwrap();
     daemon.set_toml("", "facts", &format!("[{facts:?}]"));
     daemon.start().await;
-    daemon.until_log("the facts files are left out").await;
+    daemon.until_log("the facts can't be used, and what asks for them fails").await;
     fleet.publish(&[&fleet.build(&Agent::new("hello", "1.0.0"))]).await;
     let status = daemon.until_running("hello", "1.0.0").await;
     let started = hellos_id(&status);
+    let reason = status["facts"]["reason"].as_str().unwrap();
+    assert!(reason.contains("facts.json at line 1, column 12: EOF while parsing a string"), "{reason}");
 
     daemon.signal(Signal::HUP);
     daemon.until_log("the settings in force stay").await;
@@ -396,7 +398,9 @@ async fn a_broken_facts_file_stops_neither_the_start_nor_what_runs() {
     // Mended facts are taken as soon as they are there, and nothing is started again for them.
     fs::write(&facts, "{\"role\": \"web\"}").unwrap();
     daemon.until_log("the facts have changed").await;
-    assert_eq!(hellos_id(&daemon.status().await), started, "hello was started again");
+    let status = daemon.status().await;
+    assert_eq!(hellos_id(&status), started, "hello was started again");
+    assert!(status["facts"].is_null(), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -145,7 +145,7 @@ async fn store_keeps_it_in_data_by_watcher_where_lookup_finds_it() {
     };
     eventually("both measurements in the data", both).await;
     let found = machines::machine::template::query(&saved().unwrap().to_string(), "metric.cpu-load.metrics.a");
-    assert_eq!(found, Some(json!(1.0)));
+    assert_eq!(found, Ok(Some(json!(1.0))));
     let built = engine::build(&text).unwrap();
     let writes = built[0].1.writes();
     assert_eq!(writes, machines::machine::watcher::Writes::Items(vec!["metric".to_owned()]));

@@ -96,6 +96,34 @@ async fn carries_out_its_own_form_and_refuses_the_other_one() {
 }
 
 #[tokio::test]
+async fn a_match_that_asks_for_facts_that_can_not_be_used_holds_its_machine() {
+    let world = World::new();
+    let (node, plugins) = world.open_with_node();
+    let plugins = plugins.of_form(Form::Plugins);
+    let list = [
+        with_match(world.publish("one", "1.0.0"), "get_fact('role') == 'web'"),
+        with_match(world.publish("two", "1.0.0"), "get_fact('role') != 'web'"),
+    ];
+    let list = envelope(Form::Plugins, &list, Some(&world.key));
+    let trust = world.trust();
+    let pass = || plugins.reconcile(list.as_bytes(), &trust, Purge::Unknown, Removals::Allowed);
+    node.set_facts(json!({"role": "web"}));
+    assert_eq!(pass().await.complaints(), Vec::<String>::new());
+    assert!(world.machine("one").exists() && !world.machine("two").exists());
+    node.set_facts_unusable("facts file /etc/facts.json was there and is gone".to_owned());
+    let complaints = pass().await.complaints().join("; ");
+    assert!(
+        complaints.contains("the facts can't be used: facts file /etc/facts.json was there and is gone"),
+        "{complaints}"
+    );
+    assert!(world.machine("one").exists(), "doubt is not no");
+    assert!(!world.machine("two").exists(), "nor is it yes");
+    node.set_facts(json!({"role": "db"}));
+    assert_eq!(pass().await.complaints(), Vec::<String>::new());
+    assert!(!world.machine("one").exists() && world.machine("two").exists());
+}
+
+#[tokio::test]
 async fn what_was_accepted_in_one_form_is_not_followed_in_the_other() {
     let world = World::new();
     let node = world.open();

@@ -19,7 +19,7 @@ use machines::kv::Store;
 use machines::machine::definition::Definition;
 use machines::machine::panel::Panel;
 use machines::machine::watcher::{Owners, Services};
-use machines::node::Node;
+use machines::node::{FactsFiles, Node};
 use machines::process::{Bounds, Containment, System};
 use machines::spec::TrustInForce;
 use machines::sync::{Purge, Reconciler, Settings as SyncSettings};
@@ -51,7 +51,10 @@ impl Parts {
     pub async fn open(settings: &Settings) -> Result<Self, Failure> {
         machines::kv::install_tls_provider();
         machines::fs::create_directory(&settings.state_dir, 0o755)?;
-        let node = Arc::new(discover_at_start(settings)?);
+        let node = Arc::new(observe(settings)?);
+        if let Some(unusable) = node.facts().unusable() {
+            tracing::error!("the facts can't be used, and what asks for them fails: {}", unusable.reason);
+        }
         let mut sync = SyncSettings::new(settings.state_dir.clone());
         sync.archive_limits = settings.archive.clone();
         sync.hold_removals_over_percent = settings.sync.hold_removals_over_percent;
@@ -78,20 +81,21 @@ impl Parts {
     }
 }
 
-/// The node as the settings want it seen. Facts files that do not exist are skipped.
-pub fn discover(settings: &Settings) -> Result<Node, Failure> {
-    let facts: Vec<_> = settings.facts.iter().filter(|path| path.exists()).cloned().collect();
-    Ok(Node::discover(settings.identity.clone(), &facts)?)
+/// The node as the settings want it seen.
+fn observe(settings: &Settings) -> Result<Node, Failure> {
+    Ok(Node::observe(settings.identity.clone(), &facts_files(settings))?)
 }
 
-/// At start a facts file that can't be used is left out, loudly: half-written facts must not keep a node's agents down.
-fn discover_at_start(settings: &Settings) -> Result<Node, Failure> {
-    match discover(settings) {
-        Err(Failure::Error(error)) if !settings.facts.is_empty() => {
-            tracing::error!("the facts files are left out: {}", machines::errors::chain(&*error));
-            Ok(Node::discover(settings.identity.clone(), &[])?)
-        }
-        result => result,
+fn facts_files(settings: &Settings) -> FactsFiles {
+    FactsFiles::listed(&settings.facts, &settings.state_dir)
+}
+
+/// The node as new settings want it seen: facts files that can't be used refuse the settings.
+pub fn discover(settings: &Settings) -> Result<Node, Failure> {
+    let node = observe(settings)?;
+    match node.facts().usable() {
+        Ok(_) => Ok(node),
+        Err(error) => Err(Failure::Error(error.into())),
     }
 }
 
@@ -150,7 +154,7 @@ impl Daemon {
         let panel = Arc::new(Panel::default());
         let trust = TrustInForce::new(settings.trust.clone());
         let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel), trust.clone(), system)?;
-        let facts = tokio::spawn(machines::node::follow(Arc::clone(&parts.node), settings.facts.clone()));
+        let facts = tokio::spawn(machines::node::follow(Arc::clone(&parts.node), Arc::new(facts_files(settings))));
         let mut daemon = Self {
             host,
             bounds,
@@ -178,7 +182,7 @@ impl Daemon {
             self.tasks.push(tokio::spawn(maintenance));
         }
         let api = Api {
-            identity: self.parts.node.identity.clone(),
+            node: Arc::clone(&self.parts.node),
             started: self.started,
             store: Arc::clone(&self.parts.store),
             host: self.host.clone(),
@@ -201,7 +205,7 @@ impl Daemon {
 
     /// Follows other facts files.
     pub async fn follow_facts(&mut self, settings: &Settings) {
-        let task = tokio::spawn(machines::node::follow(Arc::clone(&self.parts.node), settings.facts.clone()));
+        let task = tokio::spawn(machines::node::follow(Arc::clone(&self.parts.node), Arc::new(facts_files(settings))));
         ended(std::mem::replace(&mut self.facts, task)).await;
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::{Report, Source};
 use crate::kv::Connection;
 use crate::machine::status::WatcherStatus;
+use crate::node::Unusable;
 use crate::sync::{MachineState, Maintenance, SyncStatus};
 
 /// How a node stands.
@@ -35,6 +36,8 @@ pub enum Code {
     Unknown,
     /// The store does not answer.
     NotConnected,
+    /// Something is wrong with a facts file.
+    FactsUnusable,
     /// A specification is to be followed, and none was ever accepted.
     NoSpecification,
     /// Since its start the daemon has not compared the node with its specification.
@@ -65,6 +68,7 @@ impl Code {
         match self {
             Self::Unknown => "UNKNOWN",
             Self::NotConnected => "NOT CONNECTED",
+            Self::FactsUnusable => "FACTS",
             Self::NoSpecification => "NOTHING YET",
             Self::NoPass => "NO PASS YET",
             Self::Refused => "REFUSED",
@@ -123,6 +127,15 @@ impl Health {
             of_machine(report, told, &mut reasons);
         }
         Self { well: reasons.is_empty(), reasons }
+    }
+
+    /// The same, of a node whose facts can't be used, if that is so. It comes first: other reasons may follow from it.
+    #[must_use]
+    pub fn with_facts(mut self, unusable: Option<&Unusable>) -> Self {
+        let Some(Unusable { since, reason }) = unusable else { return self };
+        let message = format!("what asks for facts fails since {since:.0}, as they can't be used: {reason}");
+        self.reasons.insert(0, Reason::new(Code::FactsUnusable, message));
+        Self { well: false, ..self }
     }
 
     /// Of a node of which nothing is known: that is not well.
@@ -260,6 +273,19 @@ mod tests {
 
     fn lines(health: &Health) -> Vec<String> {
         health.reasons.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn facts_that_can_not_be_used_are_a_reason_and_hide_no_other() {
+        let since = "2026-01-02T03:04:05Z".parse().unwrap();
+        let unusable = Unusable { since, reason: "facts file /f is gone".to_owned() };
+        let broken = running(Source::Local, "exec", Some("broken"));
+        let health = Health::of(&store(true), None, None, &[broken]).with_facts(Some(&unusable));
+        let expected =
+            "facts: what asks for facts fails since 2026-01-02T03:04:05Z, as they can't be used: facts file /f is gone";
+        assert_eq!(health.reasons[0].to_string(), expected);
+        assert_eq!((health.well, health.reasons.len()), (false, 2));
+        assert!(Health::of(&store(true), None, None, &[]).with_facts(None).well);
     }
 
     #[test]

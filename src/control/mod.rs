@@ -20,6 +20,7 @@ use crate::host::Report;
 use crate::journal::Record;
 use crate::kv::Connection;
 use crate::names::{Identity, MachineName};
+use crate::node::Unusable;
 use crate::process::Bounds;
 use crate::spec::Trust;
 use crate::sync::{Disbelief, MachineStatus, Maintenance, Pass, SyncStatus};
@@ -32,6 +33,8 @@ pub struct Status {
     pub version: &'static str,
     pub started: Timestamp,
     pub store: Connection,
+    /// Why the facts can't be used; `None` when they can.
+    pub facts: Option<Unusable>,
     /// What became of the events on their way to NATS.
     pub events: Deliveries,
     /// Whether all is well, and every reason why not.

@@ -21,7 +21,8 @@ use crate::host::HostHandle;
 use crate::host::built_in::MANAGER;
 use crate::journal::{DatabaseError, Journal, Record, Scope};
 use crate::kv::{KvError, Store};
-use crate::names::{Identity, MachineName};
+use crate::names::MachineName;
+use crate::node::Node;
 use crate::process::Bounds;
 use crate::spec::Trust;
 use crate::sync::{Maintenance, Purge, Reconciler, Removals, nothing_published};
@@ -47,7 +48,7 @@ const RECORDS_TOLD: u32 = 10;
 
 /// What the server can tell and do.
 pub struct Api {
-    pub identity: Identity,
+    pub node: Arc<Node>,
     pub started: Timestamp,
     pub store: Arc<dyn Store>,
     pub host: HostHandle,
@@ -178,13 +179,15 @@ async fn answer(api: Arc<Api>, followers: Arc<Semaphore>, request: Request<Incom
 fn status(api: &Api) -> Status {
     let store = api.store.connection();
     let sync = api.sync.as_ref().map(|sync| sync.reconciler.status());
+    let facts = api.node.facts().unusable().cloned();
     let machines = api.host.reports();
     Status {
-        identity: api.identity.clone(),
+        identity: api.node.identity.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: api.started,
-        health: Health::of(&store, sync.as_ref(), in_maintenance(api).as_ref(), &machines),
+        health: Health::of(&store, sync.as_ref(), in_maintenance(api).as_ref(), &machines).with_facts(facts.as_ref()),
         store,
+        facts,
         events: api.bus.delivery().count(),
         maintenance: in_maintenance(api),
         sync,

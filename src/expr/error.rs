@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::limits;
+use crate::node::FactsError;
 
 /// A refused or failed expression: the problem, and where in the text it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub enum Problem {
     OutOfRange { operator: &'static str },
     #[error("it takes in more than {} bytes of facts and data; ask for a part of them", limits::VALUE_BYTES)]
     TooMuchData,
+    #[error(transparent)]
+    Facts(FactsError),
     #[error("could not look at {subject:?}: {reason}")]
     Probe { subject: String, reason: String },
     #[error("the expression gave {value}, not true or false")]

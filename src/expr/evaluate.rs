@@ -40,7 +40,10 @@ impl<'a> Evaluator<'a> {
     fn find(&mut self, tree: &Tree) -> Result<Option<Found<'a>>, Refused> {
         match &tree.part {
             Part::Variable(name) => Ok(match name.as_str() {
-                "facts" => Some(Found::Json(self.world.facts.value())),
+                "facts" => {
+                    let facts = self.world.facts.usable().map_err(|error| (tree.offset, Problem::Facts(error)))?;
+                    Some(Found::Json(facts))
+                }
                 "data" => Some(Found::Items),
                 _ => None,
             }),
@@ -176,7 +179,7 @@ impl<'a> Evaluator<'a> {
 
     fn look_up(&mut self, function: Function, path: &str, default: Option<&Value>) -> Result<Value, Problem> {
         let path = if function == Function::Lookup { path.strip_prefix("facts.").unwrap_or(path) } else { path };
-        match self.world.facts.query(path) {
+        match self.world.facts.query(path).map_err(Problem::Facts)? {
             None | Some(Json::Null) => Ok(default.cloned().unwrap_or(Value::Nil)),
             Some(found) => self.budget.copy(&found),
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::error::Problem;
 use super::value::Value;
+use crate::node::FactsError;
 
 /// The names that an expression may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,9 +198,12 @@ impl Function {
         let (_, expected) = self.signature();
         let wrong_type = || Problem::Arguments { function: self.name(), expected, found: argument.describe() };
         match (self, argument) {
-            // The default of a lookup may be anything; that its path is a text is seen when it is called.
+            // The default of a lookup may be anything; what is wrong with its path is seen when it is called.
             (Self::Lookup, _) | (Self::Len, Value::Text(_) | Value::Array(_) | Value::Map(_)) => Ok(()),
             (Self::Len, _) => Err(wrong_type()),
+            (Self::GetFact, Value::Text(path)) => {
+                crate::node::check_path(path).map_err(|error| Problem::Facts(FactsError::Query(error)))
+            }
             (Self::HasFile | Self::HasDirectory, Value::Text(path)) => check_path("a path", path, &PathForm::Absolute),
             (Self::HasCommand, Value::Text(name)) => check_path("a command name", name, &PathForm::NameOrAbsolute),
             (_, Value::Text(_)) => Ok(()),

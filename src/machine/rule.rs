@@ -117,6 +117,12 @@ rules! {
     DATA_WRITTEN_TWICE = "data-written-twice", Warning, Model,
         "Two watchers that work in the same state write the same data item.",
         "The value is then that of whichever ran last. Let them write different items, or work in different states.";
+    UNQUOTED_VALUE = "unquoted-value", Warning, Model,
+        "A value of the machine's data can do more in a command than be a value.",
+        "Who writes the key, or what fills the data, commands the node with it. A template in quotes is one word, whatever \
+         it holds; one outside of quotes is split into words. In a script (`sh -c '…'`) the interpreter reads the value, \
+         with quotes or without: pass it as an argument, or use the function Quote. The name of a variable of the \
+         environment should stand there literally. Facts are the node's own and are not reported.";
     SPINNING_CYCLE = "spinning-cycle", Warning, Model,
         "The machine can go round in a circle of states without delay.",
         "In each state of the circle a watcher without an interval makes the next transition as soon as it has looked. \

@@ -29,7 +29,7 @@ use super::neighbours::Neighbours;
 use super::panel::Panel;
 use super::problem::Problem;
 use super::rule::{INVALID_PROPERTY, UNKNOWN_KEY, UNKNOWN_WATCHER_TYPE};
-use super::template::Scope;
+use super::template::{Hazard, Scope};
 
 /// A watcher, or all that is wrong with its properties.
 pub type Built = Result<Arc<dyn Watcher>, Vec<Problem>>;
@@ -384,6 +384,11 @@ pub trait Watcher: Send + Sync {
 
     /// GJSON paths into `{"facts": …, "data": …}` that it looks up; for the checker.
     fn looks_up(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Values of the machine's data that can do more in its commands than be a value; for the checker.
+    fn hazards(&self) -> Vec<Hazard> {
         Vec::new()
     }
 

@@ -7,52 +7,41 @@ use std::time::Duration;
 use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 
-use super::{Node, NodeError};
+use super::{FactsFiles, Node};
 
 /// The safety net below `notify`; also how old the built-in facts may be, for example the addresses.
 const POLL: Duration = Duration::from_secs(60);
 /// Files are written in several steps.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Keeps the facts of a node as the files have them, until dropped. While a file can't be used the facts stay as they
-/// are, and the log says why, once.
-pub async fn follow(node: Arc<Node>, files: Vec<PathBuf>) {
+/// Keeps the facts of a node as the files have them, until dropped. While a file can't be used the facts can't be used
+/// either, and the log says why, once.
+pub async fn follow(node: Arc<Node>, files: Arc<FactsFiles>) {
     let changed = Arc::new(Notify::new());
-    let watcher = watch(&files, &changed);
+    let watcher = watch(files.paths(), &changed);
     if let Err(error) = &watcher {
         tracing::debug!("changes of the facts files are found by polling only: {error}");
     }
-    let mut complaint = None;
     loop {
         _ = tokio::time::timeout(POLL, changed.notified()).await;
         tokio::time::sleep(SETTLE).await;
-        let fault = match read(&node, &files).await {
-            Ok(true) => {
-                tracing::info!("the facts have changed");
-                None
+        let (identity, reading) = (node.identity.clone(), Arc::clone(&files));
+        // It fails only while the daemon ends.
+        let Ok(read) = tokio::task::spawn_blocking(move || reading.read(&identity)).await else { return };
+        match read {
+            Ok(facts) => {
+                if node.set_facts(facts) {
+                    tracing::info!("the facts have changed");
+                }
             }
-            Ok(false) => None,
-            Err(error) => Some(crate::errors::chain(&error)),
-        };
-        if fault != complaint {
-            if let Some(fault) = &fault {
-                tracing::error!("the facts stay as they were: {fault}");
+            Err(error) => {
+                let reason = crate::errors::chain(&error);
+                if node.set_facts_unusable(reason.clone()) {
+                    tracing::error!("the facts can't be used, and what asks for them fails: {reason}");
+                }
             }
-            complaint = fault;
         }
     }
-}
-
-/// Whether the facts are other than before.
-async fn read(node: &Arc<Node>, files: &[PathBuf]) -> Result<bool, NodeError> {
-    let (identity, files) = (node.identity.clone(), files.to_vec());
-    let read = tokio::task::spawn_blocking(move || {
-        let there: Vec<PathBuf> = files.into_iter().filter(|path| path.exists()).collect();
-        super::describe(&identity, &there)
-    });
-    // It fails only while the daemon ends.
-    let Ok(facts) = read.await else { return Ok(false) };
-    Ok(node.set_facts(facts?))
 }
 
 /// The directories are watched and not the files, which may be replaced, or not be there yet.

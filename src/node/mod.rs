@@ -4,7 +4,9 @@
 
 pub mod accounts;
 mod addresses;
+mod built_in;
 mod facts;
+mod facts_files;
 mod follow;
 mod hostname;
 mod query;
@@ -12,45 +14,22 @@ mod query;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::names::{Identity, NameError};
 
 pub use addresses::own as own_addresses;
+pub use facts::{Facts, FactsError, Unusable};
+pub use facts_files::{FactsFiles, RECORD_NAME};
 pub use follow::follow;
-pub use query::{escaped, query, split_first};
+pub use query::{QueryError, check_path, escaped, query, split_first};
 
-/// Where commands are looked for when the daemon has no `PATH`.
-const DEFAULT_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What describes a node: a JSON object.
-#[derive(Debug, Default)]
-pub struct Facts {
-    value: serde_json::Value,
-    text: OnceLock<String>,
-}
-
-impl Facts {
-    pub fn new(value: serde_json::Value) -> Self {
-        Self { value, text: OnceLock::new() }
-    }
-
-    pub fn value(&self) -> &serde_json::Value {
-        &self.value
-    }
-
-    /// As JSON.
-    pub fn text(&self) -> &str {
-        self.text.get_or_init(|| self.value.to_string())
-    }
-
-    /// The value at a GJSON path; `None` when there is none.
-    pub fn query(&self, path: &str) -> Option<serde_json::Value> {
-        query(self.text(), path)
-    }
-}
+/// Where `has_command` looks. It is the same for the daemon, `run --once`, `mms match` and every shell, because a pass with
+/// a shorter `PATH` would remove machines.
+pub const SEARCH_PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// What is known of this node; cheap to clone. The clones share their facts.
 #[derive(Debug, Clone)]
@@ -67,11 +46,25 @@ pub enum NodeError {
     #[error("could not use this host's name as its identity; set \"identity\" in the settings")]
     HostName(#[source] NameError),
     #[error("could not read a facts file")]
-    FactsFile(#[source] crate::fs::FileError),
+    FactsFile(#[source] crate::fs::Distrust),
     #[error("could not parse facts file {} at line {line}, column {column}: {reason}", path.display())]
     FactsSyntax { path: PathBuf, line: usize, column: usize, reason: String },
     #[error("facts file {} holds {found}; it must hold one JSON object, such as {{\"role\": \"web\"}}", path.display())]
     FactsNotAnObject { path: PathBuf, found: &'static str },
+    #[error("facts file {} was there and is gone; put it back, or take it out of `facts` in the settings", path.display())]
+    FactsGone { path: PathBuf },
+    #[error(
+        "facts file {} is not there, and {}, which tells whether it ever was, can't be read: {reason}; put the file \
+         there, or remove the record if it never was",
+        path.display(), record.display()
+    )]
+    FactsForgotten { path: PathBuf, record: PathBuf, reason: String },
+}
+
+impl NodeError {
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::FactsFile(fault) if fault.is_missing())
+    }
 }
 
 impl Node {
@@ -88,11 +81,25 @@ impl Node {
     /// Takes new facts, for this node and all its clones. Whether they are other than before.
     pub fn set_facts(&self, facts: serde_json::Value) -> bool {
         self.facts.send_if_modified(|current| {
-            let other = current.value != facts;
+            let other = current.value() != &facts || current.unusable().is_some();
             if other {
                 *current = Arc::new(Facts::new(facts));
             }
             other
+        })
+    }
+
+    /// The facts can't be used any more, for this node and all its clones: what asks for them fails, until
+    /// [`Self::set_facts`]. Whether that is news.
+    pub fn set_facts_unusable(&self, reason: String) -> bool {
+        self.facts.send_if_modified(|current| {
+            let before = current.unusable();
+            if before.is_some_and(|before| before.reason == reason) {
+                return false;
+            }
+            let since = before.map_or_else(Timestamp::now, |before| before.since);
+            *current = Arc::new(current.spoiled(Unusable { since, reason }));
+            true
         })
     }
 
@@ -101,24 +108,29 @@ impl Node {
         self.facts.subscribe()
     }
 
-    /// Describes this host. The identity defaults to the host's fully qualified name, the search path is `PATH`.
-    ///
-    /// A facts file is a JSON object of at most 4 MiB. Objects are merged key by key at every level, later files over
-    /// earlier ones and all of them over the built-in facts; any other value, also an array, replaces what was there.
+    /// Describes this host. The identity defaults to the host's fully qualified name; facts files that are named here
+    /// must be there and be good.
     ///
     /// # Errors
-    /// When the host's name is no identity, or a facts file can't be read or is not a JSON object.
+    /// When the host's name is no identity, or a facts file can't be read or is not a JSON object of at most 4 MiB.
     pub fn discover(identity: Option<Identity>, facts_files: &[PathBuf]) -> Result<Self, NodeError> {
-        let identity = match identity {
-            Some(identity) => identity,
-            None => Identity::new(&hostname::fully_qualified()).map_err(NodeError::HostName)?,
+        let identity = identify(identity)?;
+        let facts = FactsFiles::given(facts_files).read(&identity)?;
+        Ok(Self::new(identity, facts, search_path()))
+    }
+
+    /// Describes this host as its settings list the facts files. Files that can't be used make the facts unusable, and
+    /// are no reason not to start: machines that don't ask for facts run.
+    ///
+    /// # Errors
+    /// When the host's name is no identity.
+    pub fn observe(identity: Option<Identity>, facts_files: &FactsFiles) -> Result<Self, NodeError> {
+        let node = Self::new(identify(identity)?, serde_json::Value::Null, search_path());
+        match facts_files.read(&node.identity) {
+            Ok(facts) => node.set_facts(facts),
+            Err(error) => node.set_facts_unusable(crate::errors::chain(&error)),
         };
-        let facts = describe(&identity, facts_files)?;
-        let search_path = match std::env::var_os("PATH") {
-            Some(path) if !path.is_empty() => search_path(&path),
-            _ => search_path(DEFAULT_SEARCH_PATH.as_ref()),
-        };
-        Ok(Self::new(identity, facts, search_path))
+        Ok(node)
     }
 
     /// Whether a regular file is at the path; symbolic links are followed, as the reference does.
@@ -161,13 +173,15 @@ impl Node {
     }
 }
 
-/// The built-in facts with those of the files over them.
-fn describe(identity: &Identity, files: &[PathBuf]) -> Result<serde_json::Value, NodeError> {
-    let mut merged = facts::built_in(identity);
-    for path in files {
-        facts::merge(&mut merged, facts::read(path)?);
+fn identify(identity: Option<Identity>) -> Result<Identity, NodeError> {
+    match identity {
+        Some(identity) => Ok(identity),
+        None => Identity::new(&hostname::fully_qualified()).map_err(NodeError::HostName),
     }
-    Ok(serde_json::Value::Object(merged))
+}
+
+fn search_path() -> Arc<[PathBuf]> {
+    SEARCH_PATH.iter().map(PathBuf::from).collect()
 }
 
 /// `None` when nothing is there.
@@ -177,11 +191,6 @@ fn probe(path: &Path) -> io::Result<Option<std::fs::Metadata>> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// A relative entry would mean another place in each working directory, so it is left out.
-fn search_path(path: &std::ffi::OsStr) -> Arc<[PathBuf]> {
-    std::env::split_paths(path).filter(|directory| directory.is_absolute()).collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::machine::watcher::{
 };
 
 use crate::machine::property::{NameOrNumber, Size};
-use crate::machine::template::{Scope, Template};
+use crate::machine::template::{Form, Hazard, Rendered, Scope, Template};
 use crate::process::{self, Command, Confinement, Ended, Limits};
 
 use super::governed::{Governed, five_minutes};
@@ -40,8 +40,9 @@ const DETAIL_BYTES: usize = 1_024;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Properties {
-    /// The command and its arguments in shell words; no shell is involved. A template is rendered first and then split,
-    /// so a value with blanks becomes several words unless the template stands in quotes: `'{{ lookup "data.name" "" }}'`.
+    /// The command and its arguments in shell words; no shell is involved. A template that stands in quotes is one word,
+    /// whatever its value holds: `'{{ lookup "data.name" "" }}'`. The value of one outside of quotes is split into words.
+    /// In a script (`sh -c '…'`) the interpreter reads the value: write `{{ Quote (lookup "data.name" "") }}` there.
     command: Template,
     /// More environment, as `NAME=value`; each may be a template.
     #[serde(default)]
@@ -107,9 +108,9 @@ fn build(context: &BuildContext<'_>) -> Built {
     let governed = Governed::new(context, governor, patience, &mut problems);
     // What is a template is judged when it is rendered.
     if properties.command.is_plain()
-        && let Err(reason) = split(properties.command.source())
+        && let Err(reason) = Rendered::plain(properties.command.source()).words()
     {
-        problems.push(context.fault("command", reason));
+        problems.push(context.fault("command", format!("command {reason}")));
     }
     for (index, line) in properties.environment.iter().enumerate().filter(|(_, line)| line.is_plain()) {
         if let Err(reason) = variable(line.source()) {
@@ -145,18 +146,6 @@ fn build(context: &BuildContext<'_>) -> Built {
     if problems.is_empty() { Ok(Arc::new(Exec { properties, confinement, governed })) } else { Err(problems) }
 }
 
-/// The words of a command.
-fn split(command: &str) -> Result<Vec<String>, String> {
-    let words = shell_words::split(command).map_err(|error| format!("command {command:?}: {error}"))?;
-    if words.is_empty() {
-        return Err("command is empty".to_owned());
-    }
-    if words.iter().any(|word| word.contains('\0')) {
-        return Err("command must not hold a NUL character".to_owned());
-    }
-    Ok(words)
-}
-
 fn variable(line: &str) -> Result<(String, String), String> {
     match line.split_once('=') {
         Some((name, value)) if !name.is_empty() && !line.contains('\0') => Ok((name.to_owned(), value.to_owned())),
@@ -176,7 +165,8 @@ impl Exec {
         let render = |template: &Template| {
             template.render(scope).map(std::borrow::Cow::into_owned).map_err(|error| crate::errors::chain(&error))
         };
-        let words = split(&render(&self.properties.command)?)?;
+        let command = self.properties.command.render_command(scope).map_err(|error| crate::errors::chain(&error))?;
+        let words = command.words().map_err(|reason| format!("command {reason}"))?;
         let environment = self.properties.environment.iter().map(|line| variable(&render(line)?));
         Ok((words, environment.collect::<Result<_, _>>()?))
     }
@@ -267,6 +257,11 @@ impl Watcher for Exec {
         let mut paths: Vec<String> = templates.flat_map(|template| template.lookups().to_vec()).collect();
         paths.extend(self.governed.looks_up());
         paths
+    }
+
+    fn hazards(&self) -> Vec<Hazard> {
+        let environment = self.properties.environment.iter().map(|line| line.hazards(Form::Variable));
+        [self.properties.command.hazards(Form::Command)].into_iter().chain(environment).flatten().collect()
     }
 
     fn fires_on_entry(&self) -> bool {

@@ -162,7 +162,8 @@ impl Properties {
             value = hierarchy::resolve(&value, node).map_err(|error| crate::errors::chain(&error))?;
         }
         if let Some(path) = &self.query {
-            value = query(&value.to_string(), path).ok_or_else(|| format!("query {path:?} finds nothing in it"))?;
+            let found = query(&value.to_string(), path).map_err(|error| format!("query: {error}"))?;
+            value = found.ok_or_else(|| format!("query {path:?} finds nothing in it"))?;
         }
         Ok(Item::new(value))
     }

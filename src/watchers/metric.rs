@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::machine::data::{Change, Item};
 use crate::machine::panel::{Exposure, Measured, Shown};
 use crate::machine::property::NameOrNumber;
-use crate::machine::template::Template;
+use crate::machine::template::{Form, Hazard, Template};
 use crate::machine::watcher::{
     Background, BuildContext, Built, Cause, Check, Context, Fires, Kind, Report, Seen, Signal, Watcher, Writes,
     schema_of,
@@ -179,8 +179,8 @@ impl Metric {
             Ok(text) => Ok(text.into_owned()),
             Err(error) => Err(crate::errors::chain(&error)),
         };
-        let command = render(&self.properties.command)?;
-        let words = nagios_plugin::words(&command).map_err(|reason| format!("command {reason}"))?;
+        let command = self.properties.command.render_command(&scope).map_err(|error| crate::errors::chain(&error))?;
+        let words = command.words().map_err(|reason| format!("command {reason}"))?;
         let command = nagios_plugin::command(check, words, COMMAND_LIMIT, self.confinement.clone());
         let services = &check.context.services;
         let shown = &self.properties.command;
@@ -339,6 +339,10 @@ impl Watcher for Metric {
     /// The command and Graphite have limits of their own; this is for a disk that hangs.
     fn timeout(&self) -> Duration {
         COMMAND_LIMIT + GRAPHITE_LIMIT + Duration::from_secs(10)
+    }
+
+    fn hazards(&self) -> Vec<Hazard> {
+        self.properties.command.hazards(Form::Command)
     }
 
     fn looks_up(&self) -> Vec<String> {

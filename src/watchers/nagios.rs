@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::machine::panel::{Checked, Shown};
 use crate::machine::problem::Problem;
 use crate::machine::property::NameOrNumber;
-use crate::machine::template::{Template, query};
+use crate::machine::template::{Form, Hazard, Template, query};
 use crate::machine::watcher::{
     Background, BuildContext, Built, Cause, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, schema_of,
 };
@@ -290,13 +290,13 @@ impl Nagios {
                 }
                 Err(error) => ("goss".to_owned(), Found::error(crate::errors::chain(&error))),
             },
-            Plugin::Command(template) => match template.render_with(&check.scope(), overrides(check)) {
+            Plugin::Command(template) => match template.render_command_with(&check.scope(), overrides(check)) {
                 Ok(command) => {
-                    let found = match nagios_plugin::words(&command) {
+                    let found = match command.words() {
                         Ok(words) => self.execute(check, words).await,
                         Err(reason) => Found::error(format!("plugin {reason}")),
                     };
-                    (command.into_owned(), found)
+                    (command.into_text(), found)
                 }
                 Err(error) => (template.source().to_owned(), Found::error(crate::errors::chain(&error))),
             },
@@ -364,7 +364,8 @@ fn overrides(check: &Check) -> FuncMap {
         let [path, default] = arguments else {
             return Err(GoError::Exec(format!("o takes a path and a default, not {} arguments", arguments.len())));
         };
-        let found = overrides.as_ref().and_then(|overrides| query(overrides, &format!("{machine}.{path}")));
+        let found = overrides.as_ref().map(|overrides| query(overrides, &format!("{machine}.{path}")));
+        let found = found.transpose().map_err(|error| GoError::Exec(error.to_string()))?.flatten();
         let text = match found {
             Some(Value::String(text)) => text,
             Some(value) => value.to_string(),
@@ -422,6 +423,13 @@ impl Watcher for Nagios {
     /// The plugin's own limit ends it first; this is for a disk that hangs.
     fn timeout(&self) -> Duration {
         self.timeout + Duration::from_secs(10)
+    }
+
+    fn hazards(&self) -> Vec<Hazard> {
+        match &self.plugin {
+            Plugin::Command(template) => template.hazards(Form::Command),
+            Plugin::Goss(_) | Plugin::Heartbeat | Plugin::Daemon => Vec::new(),
+        }
     }
 
     fn looks_up(&self) -> Vec<String> {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::machine::data::to_json;
 use crate::machine::problem::Problem;
 use crate::machine::property::NameOrNumber;
+use crate::machine::template::Rendered;
 use crate::machine::watcher::{BuildContext, Check};
 use crate::process::{Command, Confinement, Remains};
 
@@ -29,20 +30,7 @@ pub fn fault(context: &BuildContext<'_>, property: &str, command: &str) -> Optio
     if command.contains("{{") {
         return None;
     }
-    words(command).err().map(|reason| context.fault(property, format!("{property} {reason}")))
-}
-
-/// The words of a rendered command.
-///
-/// # Errors
-/// Why it is none.
-pub fn words(command: &str) -> Result<Vec<String>, String> {
-    match shell_words::split(command) {
-        Ok(words) if words.is_empty() => Err("is empty".to_owned()),
-        Ok(words) if words.iter().any(|word| word.contains('\0')) => Err("must not hold a NUL character".to_owned()),
-        Ok(words) => Ok(words),
-        Err(error) => Err(format!("{command:?}: {error}")),
-    }
+    Rendered::plain(command).words().err().map(|reason| context.fault(property, format!("{property} {reason}")))
 }
 
 /// Under whose rights a command runs.

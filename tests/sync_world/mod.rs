@@ -43,15 +43,21 @@ impl World {
     }
 
     pub fn open_with(&self, settings: Settings) -> Reconciler {
-        let node = Node::new(
-            Identity::new("web1").unwrap(),
-            json!({}),
-            Arc::from([PathBuf::from("/usr/bin"), PathBuf::from("/bin")]),
-        );
+        self.open_on(&node(), settings)
+    }
+
+    /// A reconciler, and its node, whose facts a test changes.
+    pub fn open_with_node(&self) -> (Arc<Node>, Reconciler) {
+        let node = node();
+        let reconciler = self.open_on(&node, self.settings());
+        (node, reconciler)
+    }
+
+    fn open_on(&self, node: &Arc<Node>, settings: Settings) -> Reconciler {
         fs::create_directory(&self.path("state"), 0o755).unwrap();
         let journal = Journal::open(&self.path("state/state.db")).unwrap();
         let fetcher = Fetcher::new(FetchSettings::default(), None).unwrap();
-        Reconciler::open(settings, Arc::new(node), Arc::new(fetcher), journal).unwrap()
+        Reconciler::open(settings, Arc::clone(node), Arc::new(fetcher), journal).unwrap()
     }
 
     pub fn open(&self) -> Reconciler {
@@ -122,4 +128,9 @@ pub fn tamper(path: &Path, change: impl FnOnce(&Path)) {
     let directory = path.parent().unwrap().canonicalize().unwrap();
     fs::set_mode(&directory, 0o755).unwrap();
     change(&directory.join(path.file_name().unwrap()));
+}
+
+fn node() -> Arc<Node> {
+    let search_path = Arc::from([PathBuf::from("/usr/bin"), PathBuf::from("/bin")]);
+    Arc::new(Node::new(Identity::new("web1").unwrap(), json!({}), search_path))
 }

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::machine::definition::WatcherDefinition;
 use crate::machine::problem::{Place, Problem};
-use crate::machine::rule::{DATA_WRITTEN_TWICE, UNWRITTEN_DATA};
+use crate::machine::rule::{DATA_WRITTEN_TWICE, UNQUOTED_VALUE, UNWRITTEN_DATA};
+use crate::machine::template::{Hazard, HazardPlace};
 use crate::machine::watcher::Writes;
 
 use super::model::Model;
@@ -34,6 +35,34 @@ pub fn check(model: &Model<'_>, findings: &mut Findings) {
         unwritten(model, &written, findings);
     }
     written_twice(model, &written, findings);
+    unquoted(model, findings);
+}
+
+fn unquoted(model: &Model<'_>, findings: &mut Findings) {
+    for (definition, built) in model.definition.watchers.iter().zip(model.built) {
+        let hazards = built.iter().flat_map(|(_, watcher)| watcher.hazards());
+        for Hazard { source, place: hazard } in hazards {
+            let name = &definition.name;
+            let (what, help) = match hazard {
+                HazardPlace::OutsideOfQuotes => (
+                    "into its command outside of quotes, where it can add words".to_owned(),
+                    "write '{{ … }}'".to_owned(),
+                ),
+                HazardPlace::Script { of } => (
+                    format!("into a script of {of}, where it can add commands"),
+                    "pass it as an argument, or write {{ Quote (…) }}".to_owned(),
+                ),
+                HazardPlace::NameOfVariable => (
+                    "into the name of a variable of the environment".to_owned(),
+                    "write the name, and `=`, first".to_owned(),
+                ),
+            };
+            findings.add(UNQUOTED_VALUE, || {
+                let message = format!("watcher \"{name}\" puts \"{source}\" {what}");
+                Problem::new(place(definition, &source), message).help(help)
+            });
+        }
+    }
 }
 
 fn unwritten(model: &Model<'_>, written: &BTreeMap<String, Vec<usize>>, findings: &mut Findings) {
