@@ -68,12 +68,13 @@ port_answers() {
 reloads() {
     local before
     before=$(main_process)
+    cp /etc/machines/machinesd.toml /tmp/good.toml
     sed -i 's/^listen = ""/listen = "127.0.0.1:8098"/' /etc/machines/machinesd.toml
     systemctl reload machinesd
     eventually 20 "the HTTP listener of the new settings" port_answers
     is "the process" "$(main_process)" "$before"
     is is-active "$(systemctl is-active machinesd)" active
-    sed -i 's/^listen = ".*"/listen = ""/' /etc/machines/machinesd.toml
+    cp /tmp/good.toml /etc/machines/machinesd.toml
     systemctl reload machinesd
 }
 
