@@ -42,12 +42,12 @@ limits() {
     line "$1" "cpu of short children that nobody waits for" holds open is_out_of_time \
         "{command: $programs/burn unwaited, cpu: 2s, timeout: 40s}"
     line "$1" "kill: a chain of forks with own sessions and no environment, as nobody" holds holds chain_is_gone \
-        "{command: $programs/chain /tmp/chain/beats, user: nobody, timeout: 3s}"
-    line "$1" "kill: the same, as root" holds holds chain_is_gone "{command: $programs/chain /tmp/chain/beats, timeout: 3s}"
+        "{command: $programs/chain /tmp/chain/beats, user: nobody, timeout: 15s}"
+    line "$1" "kill: the same, as root" holds holds chain_is_gone "{command: $programs/chain /tmp/chain/beats, timeout: 15s}"
     line "$1" "kill: the same, as root, after killing its parent" holds open chain_is_gone \
-        "{command: $programs/chain /tmp/chain/beats kill, timeout: 3s}"
+        "{command: $programs/chain /tmp/chain/beats kill, timeout: 15s}"
     line "$1" "kill: the same, as root, after leaving its group" open holds chain_is_gone \
-        "{command: $programs/chain /tmp/chain/beats move, timeout: 3s}"
+        "{command: $programs/chain /tmp/chain/beats move, timeout: 15s}"
 }
 
 # line MEANS "NAME" WITH WITHOUT JUDGE "PROPERTIES"
