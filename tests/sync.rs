@@ -339,9 +339,47 @@ async fn a_lost_state_database_costs_no_machine() {
     }
     let node = world.open();
     let facts = MachineName::new("facts").unwrap();
+    // Each copy has a record of its own, so that it runs, verified as ever.
+    assert!(node.verify_for_start(&facts).await.is_ok());
+    let lost = node.status().lost_memory.unwrap().sentence();
+    assert!(
+        lost.contains("the state database that knew of them is not there; what is installed is verified"),
+        "{lost}"
+    );
+    drop(node);
+    // It is still so after another start, and a machine that was changed is not run.
+    let node = world.open();
+    assert!(node.status().lost_memory.is_some());
+    tamper(&world.machine("facts/run.sh"), |path| std::fs::write(path, "echo bad\n").unwrap());
+    let refused = node.verify_for_start(&facts).await.unwrap_err();
+    assert!(refused.contains("it has drifted"), "{refused}");
+    let pass = world.reconcile(&node, std::slice::from_ref(&entry)).await;
+    assert_eq!((pass.complaints(), actions(&pass)), (vec![], vec!["repair facts".to_owned()]));
+    assert_eq!(node.status().lost_memory, None);
+    assert!(node.verify_for_start(&facts).await.is_ok());
+    drop(node);
+    assert_eq!(world.open().status().lost_memory, None);
+}
+
+#[tokio::test]
+async fn a_copy_of_an_earlier_version_has_no_record_of_its_own_until_it_was_checked_once() {
+    let world = World::new();
+    let entry = world.publish("facts", "1.0.0");
+    let node = world.open();
+    world.reconcile(&node, std::slice::from_ref(&entry)).await;
+    let record = world.machine("facts").canonicalize().unwrap().with_file_name("verify_checksum");
+    fs::remove_file(&record).unwrap();
+    assert!(node.resume(&world.trust(), Purge::Unknown).await.unwrap().converged());
+    assert!(record.exists(), "the pass has made it");
+    fs::remove_file(&record).unwrap();
+    drop(node);
+    for file in ["state.db", "state.db-wal", "state.db-shm"] {
+        fs::remove_file(&world.path("state").join(file)).unwrap();
+    }
+    let node = world.open();
+    let facts = MachineName::new("facts").unwrap();
     let refused = node.verify_for_start(&facts).await.unwrap_err();
     assert!(refused.contains("no record of what it should contain"), "{refused}");
-    fs::remove_file(&world.path("out/facts-1.0.0.tgz")).unwrap();
     let pass = world.reconcile(&node, &[entry]).await;
     assert_eq!((pass.complaints(), actions(&pass)), (vec![], vec!["keep facts".to_owned()]));
     assert!(node.verify_for_start(&facts).await.is_ok());

@@ -15,14 +15,14 @@ use machines::governor::{Governors, StoreGovernors};
 use machines::host::built_in::{Begins, ManagerSettings, definitions};
 use machines::host::{self, HostHandle};
 use machines::journal::Journal;
-use machines::kv::Store;
+use machines::kv::{ConnectionSettings, KvError, Store, Target};
 use machines::machine::definition::Definition;
 use machines::machine::panel::Panel;
 use machines::machine::watcher::{Owners, Services};
 use machines::node::{FactsFiles, Node};
 use machines::process::{Bounds, Containment, System};
 use machines::spec::TrustInForce;
-use machines::sync::{Purge, Reconciler, Settings as SyncSettings};
+use machines::sync::{Purge, Reconciler, Settings as SyncSettings, StateLock};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -51,6 +51,8 @@ impl Parts {
     pub async fn open(settings: &Settings) -> Result<Self, Failure> {
         machines::kv::install_tls_provider();
         machines::fs::create_directory(&settings.state_dir, 0o755)?;
+        // Before anything is opened: what is damaged is moved aside, which must not happen under another daemon.
+        let lock = StateLock::take(&settings.state_dir)?;
         let node = Arc::new(observe(settings)?);
         if let Some(unusable) = node.facts().unusable() {
             tracing::error!("the facts can't be used, and what asks for them fails: {}", unusable.reason);
@@ -61,13 +63,13 @@ impl Parts {
         if let Some(exposure) = settings.kv.exposure() {
             tracing::warn!("[kv] url: {exposure}");
         }
-        let store = machines::kv::open(&settings.kv).await?;
+        let store = open_store(&settings.kv).await?;
         let fetcher = Arc::new(Fetcher::new(settings.fetch.clone(), Some(Arc::clone(&store)))?);
-        let journal = Journal::open(&settings.state_dir.join("state.db"))?;
+        let journal = Journal::open_or_set_aside(&settings.state_dir.join("state.db"))?;
         let governors = StoreGovernors::new(&*store);
         let governing: Arc<dyn Governors> = Arc::new(governors.clone());
         let (own, fetching, writing) = (Arc::clone(&node), Arc::clone(&fetcher), journal.clone());
-        let reconciler = Arc::new(Reconciler::open_governed(sync, own, fetching, writing, Some(governing))?);
+        let reconciler = Arc::new(Reconciler::open_locked(sync, own, fetching, writing, Some(governing), lock)?);
         Ok(Self {
             store,
             reconciler,
@@ -78,6 +80,22 @@ impl Parts {
             node,
             journal,
         })
+    }
+}
+
+/// A damaged embedded store is moved aside as the state database is: what was accepted before is followed without it.
+async fn open_store(settings: &ConnectionSettings) -> Result<Arc<dyn Store>, Failure> {
+    match (machines::kv::open(settings).await, &settings.target) {
+        (Err(KvError::CorruptDatabase { .. }), Target::Local(path)) => {
+            let moved = machines::journal::set_aside(path, Timestamp::now())?;
+            tracing::error!(
+                "the embedded store {} is damaged and was moved to {}; what was published in it is not there: publish it again",
+                path.display(),
+                moved.display()
+            );
+            Ok(machines::kv::open(settings).await?)
+        }
+        (result, _) => Ok(result?),
     }
 }
 

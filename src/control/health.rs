@@ -42,6 +42,8 @@ pub enum Code {
     NoSpecification,
     /// Since its start the daemon has not compared the node with its specification.
     NoPass,
+    /// The state database was damaged or taken away, and nothing was accepted since.
+    MemoryLost,
     /// What is published is not followed.
     Refused,
     /// What was accepted before is not followed today: it runs on and is not repaired.
@@ -71,6 +73,7 @@ impl Code {
             Self::FactsUnusable => "FACTS",
             Self::NoSpecification => "NOTHING YET",
             Self::NoPass => "NO PASS YET",
+            Self::MemoryLost => "MEMORY LOST",
             Self::Refused => "REFUSED",
             Self::NotFollowed => "NOT FOLLOWED",
             Self::PassBroken | Self::Machine => "PROBLEM",
@@ -151,6 +154,9 @@ fn of_sync(sync: &SyncStatus, maintenance: Option<&Maintenance>, reasons: &mut V
         reasons.push(Reason::new(Code::NoSpecification, "no specification was accepted yet"));
     } else if sync.last_pass.is_none() {
         reasons.push(Reason::new(Code::NoPass, "the node was not compared with its specification since the start"));
+    }
+    if let Some(lost) = &sync.lost_memory {
+        reasons.push(Reason::new(Code::MemoryLost, lost.sentence()));
     }
     if let Some(refused) = &sync.refused {
         reasons.push(Reason::new(Code::Refused, &refused.message));

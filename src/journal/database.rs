@@ -38,14 +38,9 @@ pub enum DatabaseError {
         #[source]
         source: fs::FileError,
     },
-    /// It is not a database, or a check of it fails. Never repaired or replaced in silence: a lost memory is something
-    /// that the operator must know of.
-    #[error(
-        "the state database {} is damaged: {detail}; it holds what this node remembers (accepted specification, \
-         journal), not the machines: stop machinesd, move the file and its -wal and -shm companions aside and start \
-         again, then the next specification is taken anew",
-        path.display()
-    )]
+    /// It is not a database, or a check of it fails. Never replaced in silence: a lost memory is something that the
+    /// operator must know of. A file that is full, locked or only to be read is not damaged.
+    #[error("the state database {} is damaged: {detail}", path.display())]
     Damaged {
         /// The database.
         path: PathBuf,
@@ -75,6 +70,36 @@ pub enum DatabaseError {
         #[source]
         source: rusqlite::Error,
     },
+}
+
+/// A damaged database that was moved aside, and what was wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// Where it is now.
+    pub path: PathBuf,
+    pub detail: String,
+}
+
+/// Moves a damaged database aside, for whoever wants to look into it. Its companions go first: a log beside a new file
+/// would be played into that.
+///
+/// # Errors
+/// When it can't be moved.
+pub fn set_aside(path: &Path, now: jiff::Timestamp) -> Result<PathBuf, fs::FileError> {
+    let aside = |companion: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{}{companion}", now.strftime("%Y%m%dT%H%M%SZ")));
+        PathBuf::from(name)
+    };
+    for companion in ["-wal", "-shm", ""] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(companion);
+        match fs::rename(Path::new(&name), &aside(companion)) {
+            Err(error) if !companion.is_empty() && error.source.kind() == std::io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    Ok(aside(""))
 }
 
 /// The open state database. Calls block for as long as a flush of the disk takes: asynchronous callers use
@@ -115,6 +140,26 @@ impl StateDatabase {
         }
         connection.pragma_update(None, "user_version", LAYOUT_VERSION).map_err(refuse)?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    /// As [`Self::open`]; a damaged file is moved aside and a new one made, so that what can be had without it can be had.
+    /// The caller holds the lock of the state directory: nobody else has the file open.
+    ///
+    /// # Errors
+    /// As there, but for damage; and when it can't be moved.
+    pub fn open_or_set_aside(path: &Path) -> Result<(Self, Option<SetAside>), DatabaseError> {
+        let detail = match Self::open(path) {
+            Err(DatabaseError::Damaged { detail, .. }) => detail,
+            result => return Ok((result?, None)),
+        };
+        let moved = set_aside(path, jiff::Timestamp::now());
+        let moved = moved.map_err(|source| DatabaseError::Create { path: path.to_owned(), source })?;
+        tracing::error!(
+            "the state database {} is damaged ({detail}) and was moved to {}; this node begins with an empty memory",
+            path.display(),
+            moved.display()
+        );
+        Ok((Self::open(path)?, Some(SetAside { path: moved, detail })))
     }
 
     /// Runs one short piece of work; `operation` is the verb phrase for the message when it fails.
@@ -164,8 +209,65 @@ mod tests {
         fs::write(&path, &[b'x'; 8192], 0o600).unwrap();
         let error = StateDatabase::open(&path).unwrap_err().to_string();
         assert!(error.contains(&path.display().to_string()), "{error}");
-        assert!(error.contains("is damaged") && error.contains("move the file"), "{error}");
-        assert_eq!(fs::read(&path, 10_000).unwrap(), [b'x'; 8192]);
+        assert!(error.contains("is damaged"), "{error}");
+        assert_eq!(fs::read(&path, 10_000).unwrap(), [b'x'; 8192], "only to open it changes nothing");
+    }
+
+    #[test]
+    fn whatever_is_damaged_is_moved_aside_whole_and_a_new_one_made() {
+        let good = || {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("state.db");
+            let database = StateDatabase::open(&path).unwrap();
+            let fill =
+                "CREATE TABLE a (b); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)
+                INSERT INTO a SELECT hex(randomblob(20)) FROM n; PRAGMA wal_checkpoint(TRUNCATE);";
+            database.run("fill", |connection| connection.execute_batch(fill)).unwrap();
+            drop(database);
+            let content = fs::read(&path, 10_000_000).unwrap();
+            assert!(content.len() > 100_000);
+            (directory, path, content)
+        };
+        let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+            ("no header", |content| content.get_mut(..100).unwrap().fill(b'x')),
+            ("cut off", |content| content.truncate(20_000)),
+            ("pages of garbage", |content| content.get_mut(4_096..40_000).unwrap().fill(0xa5)),
+            ("something else", |content| *content = b"not a database, but long enough to be taken for one".repeat(99)),
+        ];
+        for (what, damage) in damages {
+            let (directory, path, mut content) = good();
+            damage(&mut content);
+            fs::write(&path, &content, 0o600).unwrap();
+            fs::write(&directory.path().join("state.db-wal"), b"left over", 0o600).unwrap();
+            let (database, aside) = StateDatabase::open_or_set_aside(&path).unwrap();
+            let aside = aside.unwrap_or_else(|| panic!("{what}: not found to be damaged"));
+            assert!(aside.path.to_string_lossy().contains("/state.db.damaged-2"), "{what}: {aside:?}");
+            assert_eq!(fs::read(&aside.path, 10_000_000).unwrap(), content, "{what}");
+            database.run("use it", |connection| connection.execute_batch("CREATE TABLE a (b)")).unwrap();
+            drop(database);
+            assert_eq!(StateDatabase::open_or_set_aside(&path).unwrap().1, None, "{what}: the new one is sound");
+        }
+    }
+
+    #[test]
+    fn what_is_locked_or_of_a_later_version_is_not_damaged_and_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        drop(StateDatabase::open(&path).unwrap());
+        let other = Connection::open(&path).unwrap();
+        other.pragma_update(None, "user_version", 99).unwrap();
+        let error = StateDatabase::open_or_set_aside(&path).unwrap_err();
+        assert!(matches!(error, DatabaseError::Newer { .. }), "{error}");
+        other.pragma_update(None, "user_version", 1).unwrap();
+        other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; CREATE TABLE b (c)").unwrap();
+        let error = StateDatabase::open_or_set_aside(&path).unwrap_err();
+        assert!(matches!(error, DatabaseError::Open { .. }), "{error}");
+        assert!(
+            !fs::list(directory.path())
+                .unwrap()
+                .iter()
+                .any(|entry| entry.file_name().to_string_lossy().contains("damaged"))
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use rusqlite::params;
 use serde::Serialize;
 
-pub use database::{DatabaseError, StateDatabase};
+pub use database::{DatabaseError, SetAside, StateDatabase, set_aside};
 
 use crate::names::MachineName;
 
@@ -61,6 +61,7 @@ pub enum Scope<'a> {
 #[derive(Debug, Clone)]
 pub struct Journal {
     database: Arc<StateDatabase>,
+    set_aside: Option<SetAside>,
 }
 
 impl Journal {
@@ -69,9 +70,26 @@ impl Journal {
     /// # Errors
     /// See [`DatabaseError`].
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        let database = StateDatabase::open(path)?;
+        Self::of(StateDatabase::open(path)?, None)
+    }
+
+    /// As [`Self::open`]; a damaged database is moved aside first. The caller holds the lock of the state directory.
+    ///
+    /// # Errors
+    /// See [`StateDatabase::open_or_set_aside`].
+    pub fn open_or_set_aside(path: &Path) -> Result<Self, DatabaseError> {
+        let (database, set_aside) = StateDatabase::open_or_set_aside(path)?;
+        Self::of(database, set_aside)
+    }
+
+    fn of(database: StateDatabase, set_aside: Option<SetAside>) -> Result<Self, DatabaseError> {
         database.run("prepare the journal", |connection| connection.execute_batch(SCHEMA))?;
-        Ok(Self { database: Arc::new(database) })
+        Ok(Self { database: Arc::new(database), set_aside })
+    }
+
+    /// The damaged database in whose place this one is.
+    pub fn in_place_of(&self) -> Option<&SetAside> {
+        self.set_aside.as_ref()
     }
 
     /// The database that the journal lives in, for the rooms that keep their own tables beside it.

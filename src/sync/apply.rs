@@ -185,6 +185,7 @@ fn install_staged(
     let limits = &memory.settings.archive_limits;
     let unpacked = archive::unpack(&staging.archive(), name, &staging.unpacked(), limits, &verify_checksum)?;
     tracing::info!(machine = %name, files = unpacked.files, "unpacked: every file is as SHA256SUMS says");
+    staging.record(verify_checksum)?;
     let copy = memory.store.next_copy(checksum)?;
     memory.state.record_copy(copy, CopyRecord { verify_checksum: Some(verify_checksum), unused_since: None })?;
     memory.store.admit(staging, copy)?;

@@ -2,13 +2,11 @@
 //!
 //! In: settings and the rooms below. Out: [`Memory`], shared by reference count.
 
-use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 use tokio::task::JoinError;
 
-use super::Settings;
 use super::backoff::Backoff;
 use super::lease::Leases;
 use super::maintenance::Record;
@@ -16,6 +14,7 @@ use super::matching::Matcher;
 use super::state::State;
 use super::status::SyncStatus;
 use super::store::Store;
+use super::{Settings, StateLock};
 use crate::archive::Fetcher;
 use crate::governor::Governors;
 use crate::journal::Journal;
@@ -45,7 +44,7 @@ pub(super) struct Memory {
     /// Counts the changes of what is installed.
     pub changes: watch::Sender<u64>,
     /// Held for as long as this process works on the state directory.
-    pub _lock: File,
+    pub _lock: StateLock,
 }
 
 /// What the state database says of the machines.

@@ -34,8 +34,8 @@ pub use lease::Lease;
 pub use maintenance::Maintenance;
 pub use plan::{Action, HeldRemovals, Purge, Removals};
 pub use status::{
-    Disbelief, MachineOutcome, MachineState, MachineStatus, Outcome, Pass, Refusal, SpecificationStatus, Standing,
-    SyncStatus, nothing_published,
+    Disbelief, LostMemory, MachineOutcome, MachineState, MachineStatus, Outcome, Pass, Refusal, SpecificationStatus,
+    Standing, SyncStatus, nothing_published,
 };
 
 use self::backoff::Backoff;
@@ -127,6 +127,25 @@ pub enum SyncError {
     Database(#[from] DatabaseError),
 }
 
+/// The right to work on a state directory, for as long as it lives.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: File,
+}
+
+impl StateLock {
+    /// Takes it, and makes the directory where it is missing.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn take(state_dir: &Path) -> Result<Self, SyncError> {
+        let prepare = |source| SyncError::Prepare { state_dir: state_dir.to_owned(), source };
+        fs::create_directory(state_dir, 0o755).map_err(prepare)?;
+        let lock = take_lock(&state_dir.join("lock")).map_err(prepare)?;
+        lock.map(|file| Self { _file: file }).ok_or_else(|| SyncError::Locked { state_dir: state_dir.to_owned() })
+    }
+}
+
 /// Keeps the machines of this node as the specification wants them. One per state directory.
 #[derive(Clone)]
 pub struct Reconciler {
@@ -161,22 +180,36 @@ impl Reconciler {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_governed(
-        mut settings: Settings,
+        settings: Settings,
         node: Arc<Node>,
         fetcher: Arc<Fetcher>,
         journal: Journal,
         governors: Option<Arc<dyn Governors>>,
     ) -> Result<Self, SyncError> {
+        let lock = StateLock::take(&settings.state_dir)?;
+        Self::open_locked(settings, node, fetcher, journal, governors, lock)
+    }
+
+    /// As [`Self::open_governed`], by who holds the lock of the state directory already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_locked(
+        mut settings: Settings,
+        node: Arc<Node>,
+        fetcher: Arc<Fetcher>,
+        journal: Journal,
+        governors: Option<Arc<dyn Governors>>,
+        lock: StateLock,
+    ) -> Result<Self, SyncError> {
         let state_dir = settings.state_dir.clone();
         let prepare = |source| SyncError::Prepare { state_dir: state_dir.clone(), source };
-        fs::create_directory(&settings.state_dir, 0o755).map_err(prepare)?;
         settings.state_dir = std::path::absolute(&state_dir).unwrap_or_else(|_| state_dir.clone());
-        let lock = take_lock(&settings.state_dir.join("lock")).map_err(prepare)?;
-        let Some(lock) = lock else { return Err(SyncError::Locked { state_dir }) };
         let store = Store::open(&settings.state_dir).map_err(prepare)?;
         let state = State::open(journal.database())?;
         let specification = state.accepted()?.map(|accepted| accepted.status());
-        let status = SyncStatus { specification, machines: state.machines()?, ..SyncStatus::default() };
+        let lost_memory = lost_memory(&journal, &state, &store, specification.is_some())?;
+        let status = SyncStatus { specification, lost_memory, machines: state.machines()?, ..SyncStatus::default() };
         let memory = Memory {
             matcher: Matcher::default(),
             leases: Leases::default(),
@@ -451,11 +484,41 @@ fn take_lock(path: &Path) -> Result<Option<File>, FileError> {
     }
 }
 
+/// Whether what was remembered is lost: told by who moved it aside, or seen, as machines are installed and nothing was
+/// ever accepted.
+fn lost_memory(
+    journal: &Journal,
+    state: &State,
+    store: &Store,
+    accepted: bool,
+) -> Result<Option<LostMemory>, DatabaseError> {
+    let detail = match journal.in_place_of() {
+        Some(aside) => {
+            format!("the state database was damaged ({}) and is kept as {}", aside.detail, aside.path.display())
+        }
+        None if !accepted && store.contents().is_ok_and(|contents| !contents.links.is_empty()) => {
+            if let Some(known) = state.lost_memory()? {
+                return Ok(Some(known));
+            }
+            "machines are installed, and the state database that knew of them is not there".to_owned()
+        }
+        None => return Ok(None),
+    };
+    let since = jiff::Timestamp::now();
+    let lost = LostMemory { since, detail };
+    state.remember_loss(&lost)?;
+    if let Err(error) = journal.append(Kind::Problem.word(), None, &lost.sentence()) {
+        tracing::warn!(error = chain(&error), "the journal misses a record");
+    }
+    Ok(Some(lost))
+}
+
 fn gate(memory: &Memory, name: &MachineName) -> Result<PathBuf, String> {
     let linked = memory.store.linked(name).map_err(|error| chain(&error))?;
     let Some(copy) = linked else { return Err("sync did not install it".to_owned()) };
     let record = memory.state.copy(copy).map_err(|error| chain(&error))?;
-    let Some(verify_checksum) = record.and_then(|record| record.verify_checksum) else {
+    let recorded = record.and_then(|record| record.verify_checksum);
+    let Some(verify_checksum) = recorded.or_else(|| memory.store.verify_checksum(copy)) else {
         return Err("there is no record of what it should contain; the next sync pass checks it".to_owned());
     };
     let directory = memory.store.directory(copy, name);

@@ -162,6 +162,7 @@ fn remember(
         let by = accepted.signed_by.as_ref().map_or("unsigned".to_owned(), |key| format!("signed by {key}"));
         memory.note(Kind::Accepted, None, &format!("specification {} verified ({by}) and accepted", digest.short()));
     }
+    memory.status().lost_memory = None;
     memory.status().specification = Some(SpecificationStatus { standing: Standing::Followed, ..accepted.status() });
     Ok(accepted)
 }
@@ -228,6 +229,12 @@ fn take_stock(memory: &Memory, entries: &[ManagedMachine]) -> Result<Inventory, 
     let mut machines = BTreeMap::new();
     for (name, copy) in contents.links {
         let recorded = records.get(&copy).and_then(|record| record.verify_checksum);
+        let beside = memory.store.verify_checksum(copy);
+        if let (Some(recorded), None) = (recorded, beside) {
+            // A copy of an earlier version: best effort, as the database has it.
+            _ = memory.store.record_beside(copy, recorded);
+        }
+        let recorded = recorded.or(beside);
         // When our record is lost, the signed entry for the same archive says what must be in it.
         let entry = listed.get(&name).filter(|entry| entry.checksum == copy.checksum);
         let expected = recorded.or(entry.map(|entry| entry.verify_checksum));

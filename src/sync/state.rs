@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::status::MachineStatus;
+use super::status::{LostMemory, MachineStatus};
 use super::store::CopyName;
 use crate::digest::Sha256Digest;
 use crate::journal::{DatabaseError, StateDatabase};
@@ -29,6 +29,11 @@ const SCHEMA: &str = "
         name TEXT PRIMARY KEY,
         verify_checksum TEXT,
         unused_since_milliseconds INTEGER
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS lost_memory (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        since_milliseconds INTEGER NOT NULL,
+        detail TEXT NOT NULL
     ) STRICT;
     CREATE TABLE IF NOT EXISTS machine (
         name TEXT PRIMARY KEY,
@@ -87,8 +92,28 @@ impl State {
         })
     }
 
+    /// That this database began in the place of one that was lost, until a specification is accepted again.
+    pub fn lost_memory(&self) -> Result<Option<LostMemory>, DatabaseError> {
+        self.database.run("read whether an earlier memory was lost", |connection| {
+            let sql = "SELECT since_milliseconds, detail FROM lost_memory";
+            let lost = connection.query_row(sql, [], |row| {
+                let since = timestamp(row, 0)?.unwrap_or(Timestamp::UNIX_EPOCH);
+                Ok(LostMemory { since, detail: row.get(1)? })
+            });
+            lost.optional()
+        })
+    }
+
+    pub fn remember_loss(&self, lost: &LostMemory) -> Result<(), DatabaseError> {
+        self.database.run("note that an earlier memory was lost", |connection| {
+            let values = params![lost.since.as_millisecond(), lost.detail];
+            connection.execute("INSERT OR REPLACE INTO lost_memory VALUES (1, ?1, ?2)", values).map(drop)
+        })
+    }
+
     pub fn remember(&self, accepted: &Accepted) -> Result<(), DatabaseError> {
         self.database.run("remember the accepted specification", |connection| {
+            connection.execute("DELETE FROM lost_memory", [])?;
             let values = params![
                 accepted.envelope,
                 accepted.digest.to_string(),

@@ -266,6 +266,26 @@ pub struct SpecificationStatus {
     pub standing: Standing,
 }
 
+/// What this node remembered is gone: its state database was damaged, or was taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LostMemory {
+    /// Since when this is known.
+    pub since: Timestamp,
+    /// What happened, and where the damaged file is.
+    pub detail: String,
+}
+
+impl LostMemory {
+    /// For people, with what it means.
+    pub fn sentence(&self) -> String {
+        format!(
+            "{}; what is installed is verified as before and runs on, and nothing is installed, repaired or removed \
+             until a specification is received and accepted again",
+            self.detail
+        )
+    }
+}
+
 /// A specification that was offered last and is not followed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refusal {
@@ -284,6 +304,8 @@ pub struct SyncStatus {
     pub refused: Option<Refusal>,
     /// What kept the last pass from its work.
     pub problem: Option<String>,
+    /// Set from a loss until a specification is accepted again.
+    pub lost_memory: Option<LostMemory>,
     /// Set when removals are held.
     pub held_removals: Option<HeldRemovals>,
     /// When the last pass ended.

@@ -29,6 +29,14 @@ const STAGING_PREFIX: &str = ".staging-";
 const STAGING_MODE: u32 = 0o700;
 const DIRECTORY_MODE: u32 = 0o755;
 
+/// A copy's own record of what it must contain.
+const RECORD: &str = "verify_checksum";
+const RECORD_MAXIMUM_BYTES: u64 = 100;
+
+fn write_record(directory: &Path, verify_checksum: Sha256Digest) -> Result<(), FileError> {
+    fs::write(&directory.join(RECORD), format!("{verify_checksum}\n").as_bytes(), 0o444)
+}
+
 /// The name of a verified copy in the store: an archive's checksum and, from the second copy of the same archive on,
 /// its number. A further copy is made when the first one has drifted, as the first may be running until the link flips.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,6 +130,22 @@ impl Store {
     /// Where the files of a machine are in a copy, whether it exists or not.
     pub fn directory(&self, copy: CopyName, name: &MachineName) -> PathBuf {
         self.store.join(copy.to_string()).join(name.as_str())
+    }
+
+    /// What a copy's own record says that it must contain (SHA-256 of its checksums file), for when the database is lost.
+    /// It lies beside the machine's directory and is as trusted as the database: both are files of ours in a directory
+    /// that only we can change.
+    pub fn verify_checksum(&self, copy: CopyName) -> Option<Sha256Digest> {
+        let path = self.store.join(copy.to_string()).join(RECORD);
+        Sha256Digest::parse(fs::read_text(&path, RECORD_MAXIMUM_BYTES).ok()?.trim_end()).ok()
+    }
+
+    /// Makes a copy's own record where it has none.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn record_beside(&self, copy: CopyName, verify_checksum: Sha256Digest) -> Result<(), FileError> {
+        write_record(&self.store.join(copy.to_string()), verify_checksum)
     }
 
     /// Reads the machines directory. Nothing is followed.
@@ -248,6 +272,14 @@ impl Staging {
     /// Where to download to.
     pub fn archive(&self) -> PathBuf {
         self.path.join("archive")
+    }
+
+    /// Writes the record that the copy keeps of itself.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn record(&self, verify_checksum: Sha256Digest) -> Result<(), FileError> {
+        write_record(&self.unpacked(), verify_checksum)
     }
 
     /// The empty directory to unpack into.
