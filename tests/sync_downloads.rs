@@ -80,7 +80,7 @@ impl Published {
     fn publish(&self, envelope: Vec<u8>) {
         *self.0.0.lock().unwrap() = envelope.into();
     }
-    async fn read(&self) -> Result<Option<Bytes>, std::convert::Infallible> {
+    fn read(&self) -> Result<Option<Bytes>, std::convert::Infallible> {
         self.0.1.fetch_add(1, Ordering::Relaxed);
         Ok(Some(self.0.0.lock().unwrap().clone()))
     }
@@ -88,7 +88,7 @@ impl Published {
     fn sync(&self, world: &World, node: &Arc<Reconciler>) -> tokio::task::JoinHandle<Pass> {
         let (published, node, trust) = (self.clone(), Arc::clone(node), world.trust());
         tokio::spawn(async move {
-            let read = || published.read();
+            let read = || std::future::ready(published.read());
             let pass = node.reconcile_published(read, &trust, Purge::Unknown, Removals::Guarded).await;
             pass.unwrap().unwrap()
         })
