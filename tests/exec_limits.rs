@@ -221,7 +221,8 @@ async fn values_that_are_looked_up_become_words_and_variables_of_the_moment() {
     let remote = handle.remote.clone();
     eventually("the end of the check", || async { watcher(&remote.status(), "run").checks > 0 }).await;
     let error = watcher(&remote.status(), "run").last_error.unwrap();
-    assert!(error.contains("command \"echo it's\": missing closing quote"), "{error}");
+    let why = "command \"echo it's\": a value outside of quotes opens a quote that it does not close";
+    assert!(error.contains(why), "{error}");
     handle.stop().await;
 }
 
