@@ -76,6 +76,8 @@ pub enum ProcessError {
     DataDirectory { path: PathBuf, source: crate::fs::FileError },
     #[error("there is no command {name:?} in the machine's directory or on PATH ({path})")]
     NotFound { name: String, path: String },
+    #[error("{name:?} is not looked for: PATH has more than {maximum} directories; shorten it, or name a path")]
+    ManyPlaces { name: String, maximum: usize },
     #[error("could not start {}", path.display())]
     Start { path: PathBuf, source: std::io::Error },
     #[error("could not {step} for {}", path.display())]

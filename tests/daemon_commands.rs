@@ -147,3 +147,32 @@ async fn as_process_1_it_waits_for_orphans_and_commands_keep_their_ends() {
     let error = runner["machine"]["watchers"][0]["last_error"].as_str().unwrap();
     assert!(error.contains("exited with code 3"), "{error}");
 }
+
+/// Who is in a group of its own is a child of the daemon, and so are its siblings.
+#[tokio::test]
+async fn what_a_command_starts_as_a_sibling_of_its_own_is_not_left_dead() {
+    let (root, cgroup) = (tempfile::tempdir().unwrap(), Cgroup::new());
+    let source = "#define _GNU_SOURCE\n#include <sched.h>\n#include <signal.h>\n#include <sys/syscall.h>\n\
+                  #include <unistd.h>\nint main(void) { for (int i = 0; i < 20; i++)\n\
+                  if (syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0) == 0) _exit(0);\n\
+                  return 0; }\n";
+    let directory = machine(root.path(), "runner", "./siblings && echo x >>done", "    interval: 500ms\n");
+    fs::write(directory.join("siblings.c"), source).unwrap();
+    let compiled =
+        std::process::Command::new("cc").args(["-o", "siblings", "siblings.c"]).current_dir(&directory).output();
+    assert!(compiled.unwrap().status.success());
+    let mut daemon = Daemon::new(root.path(), "node1", "local");
+    daemon.set("process", "cgroup", cgroup.path.to_str().unwrap());
+    daemon.start().await;
+    let runs = || read(&directory.join("done")).lines().count();
+    eventually("some runs", || async { runs() >= 4 }).await;
+    fs::write(directory.join("script"), "true").unwrap();
+    let pid = daemon.process();
+    let dead = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().filter_map(Result::ok);
+        let children = tasks.map(|task| read(&task.path().join("children"))).collect::<String>();
+        let stats = children.split_whitespace().map(|child| read(&PathBuf::from(format!("/proc/{child}/stat"))));
+        stats.filter(|stat| stat.contains(") Z ")).count()
+    };
+    eventually("none is left dead", || async { dead() == 0 }).await;
+}

@@ -170,6 +170,26 @@ async fn a_command_that_is_not_there_or_can_not_be_run_is_named() {
 }
 
 #[tokio::test]
+async fn what_no_kernel_would_take_is_refused_before_it_is_searched_or_made() {
+    let lab = Lab::new().await;
+    let path = "/nonexistent:".repeat(20_000);
+    let (_handle, status) = run(&lab, &format!("command: nothing\nenvironment: [\"PATH={path}\"]")).await;
+    let expected =
+        "nothing: \"nothing\" is not looked for: PATH has more than 1024 directories; shorten it, or name a path";
+    assert_eq!(status.last_error.as_deref(), Some(expected));
+    // The path is shown in part.
+    let path = format!("{}:{}", "/a".repeat(1_000), "/nonexistent:".repeat(500));
+    let (_handle, status) = run(&lab, &format!("command: nothing\nenvironment: [\"PATH={path}\"]")).await;
+    let error = status.last_error.unwrap();
+    assert!(error.contains("there is no command \"nothing\"") && error.len() < 1_200, "{error}");
+    // Many variables of one long value.
+    let variables = format!("\"A={}\", ", "x".repeat(10_000)).repeat(250);
+    let (_handle, status) = run(&lab, &format!("command: \"true\"\nenvironment: [{variables}]")).await;
+    let error = status.last_error.unwrap();
+    assert!(error.ends_with("its words and environment have more than 2097152 bytes together"), "{error}");
+}
+
+#[tokio::test]
 async fn output_becomes_data_when_it_is_a_json_object_of_bounded_size() {
     let (lab, handle, status) = run_script("echo '{\"a\": {\"b\": [1]}, \"c\": \"d\"}'", "parse_as_data: true").await;
     assert_eq!((status.outcome, status.last_error), ("success", None));

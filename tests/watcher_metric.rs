@@ -32,6 +32,11 @@ fn text(properties: &str) -> String {
     )
 }
 
+/// A shell's command that prints JSON, with one second between measurements.
+fn writes(script: &str, more: &str) -> String {
+    text(&format!("      command: \"python3 -c '{script}'\"\n      interval: 1s\n{more}"))
+}
+
 /// A command that prints this, with one second between measurements.
 fn prints(output: &Value, more: &str) -> String {
     text(&format!("      command: \"echo '{}'\"\n      interval: 1s\n{more}", output.to_string().replace('"', "\\\"")))
@@ -117,6 +122,21 @@ async fn command_labels_and_skip_prometheus_reach_events_and_the_panel() {
     let hidden = Running::start(&prints(&output, "      skip_prometheus: true\n      http: true\n")).await;
     hidden.measured().await;
     assert_eq!(hidden.shown().unwrap().1, Exposure { prometheus: false, http: true, data: false });
+}
+
+#[tokio::test]
+async fn labels_that_would_be_repeated_a_thousand_times_are_bounded() {
+    let script = "import json; print(json.dumps(dict(labels=dict(big=chr(120) * 9000), metrics=dict(a=1))))";
+    let running = Running::start(&writes(script, "")).await;
+    let status = running.measured().await;
+    let error = status.last_error.unwrap();
+    assert!(error.ends_with("its labels have 9015 bytes together, more than the limit of 8192"), "{error}");
+    assert!(running.shown().is_none());
+    let prefix = format!("      graphite_host: 127.0.0.1\n      graphite_prefix: {}\n", "p".repeat(1_025));
+    let running = Running::start(&prints(&json!({"metrics": {"a": 1}}), &prefix)).await;
+    let status = running.measured().await;
+    let expected = "graphite_prefix has 1025 bytes, more than the limit of 1024";
+    assert_eq!(status.last_error.as_deref(), Some(expected));
 }
 
 #[tokio::test]

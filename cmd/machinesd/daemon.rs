@@ -168,7 +168,7 @@ impl Daemon {
         let system = System::default().contained(Containment::establish(&settings.process)?);
         system.clean();
         let bounds = system.bounds();
-        tasks.push(tokio::spawn(machines::process::orphans::reap()));
+        tasks.push(tokio::spawn(machines::process::orphans::reap(bounds.by)));
         let panel = Arc::new(Panel::default());
         let trust = TrustInForce::new(settings.trust.clone());
         let (host, host_task) = start_host(settings, &parts, Arc::clone(&panel), trust.clone(), system)?;

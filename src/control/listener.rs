@@ -232,7 +232,14 @@ async fn answer(api: Arc<Api>, gate: Arc<Gate>, request: Request<Incoming>) -> R
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let posts = request.method() == Method::POST;
     if path == "/metrics" {
-        return if reads { full(StatusCode::OK, metrics(&api).into_bytes(), CONTENT_TYPE) } else { only("GET, HEAD") };
+        if !reads {
+            return only("GET, HEAD");
+        }
+        // Agents decide how much there is to write.
+        return match tokio::task::spawn_blocking(move || metrics(&api)).await {
+            Ok(text) => full(StatusCode::OK, text.into_bytes(), CONTENT_TYPE),
+            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        };
     }
     if let Some(rest) = path.strip_prefix(METRIC_PATH) {
         return if reads { metric(&api, rest) } else { only("GET, HEAD") };

@@ -24,6 +24,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The reference's names for the files.
 const METRICS_FILE: &str = "choria_machine_metrics_watcher_status.prom";
 const NAGIOS_FILE: &str = "choria_machine_nagios_watcher_status.prom";
+/// Measurements that make more text than this together are left out, and counted: each metric repeats all labels of its watcher.
+const MAXIMUM_BYTES: usize = 32 * 1024 * 1024;
 /// Between two writes of the files: changes that come closer together are written together.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -44,6 +46,10 @@ struct Family {
 #[derive(Default)]
 pub struct Exposition {
     families: BTreeMap<String, Family>,
+    /// Of the names and labels of measurements.
+    bytes: usize,
+    /// Measurements for which there was no room.
+    left_out: usize,
 }
 
 impl Exposition {
@@ -97,7 +103,14 @@ impl Exposition {
                 };
                 labels.push((name, value));
             }
+            let label_bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
             for (name, value) in &measured.metrics {
+                let bytes = self.bytes + label_bytes + name.len();
+                if bytes > MAXIMUM_BYTES {
+                    self.left_out += 1;
+                    continue;
+                }
+                self.bytes = bytes;
                 let name = format!("choria_machine_metric_watcher_{}_{name}", watcher.as_str().to_lowercase());
                 self.gauge(&metric_name(&name), "Choria Metric", &labels, value);
             }
@@ -127,6 +140,8 @@ impl Exposition {
         self.gauge("machinesd_start_time_seconds", help, &[], started.as_second());
         let help = "Whether the store answers.";
         self.gauge("machinesd_store_connected", help, &[], u8::from(store.connected));
+        let help = "Measurements that are not here, since all have too many labels together.";
+        self.gauge("machinesd_measurements_left_out", help, &[], self.left_out);
         let running = reports.iter().filter(|report| report.machine.is_some()).count();
         self.gauge("machinesd_machines_running", "Machines that run.", &[], running);
         let broken = reports.iter().filter(|report| report.problem.is_some()).count();
@@ -256,11 +271,11 @@ pub async fn write_files(panel: Arc<Panel>, directory: &Path) {
     let mut told = false;
     loop {
         let all = panel.all();
-        let (mut metrics, mut nagios) = (Exposition::default(), Exposition::default());
-        metrics.measurements(&all);
-        nagios.checks(&all);
         let writer = Arc::clone(&files);
         let written = tokio::task::spawn_blocking(move || {
+            let (mut metrics, mut nagios) = (Exposition::default(), Exposition::default());
+            metrics.measurements(&all);
+            nagios.checks(&all);
             writer.write(METRICS_FILE, &metrics.render())?;
             writer.write(NAGIOS_FILE, &nagios.render())
         });
@@ -320,6 +335,20 @@ mod tests {
              choria_machine_metric_watcher_cpu_load_load_1_min{labels} 1.5\n"
         );
         assert_eq!(exposition.render(), expected);
+    }
+
+    #[test]
+    fn measurements_with_too_many_labels_together_are_left_out_and_counted() {
+        let label = "x".repeat(8_000);
+        let metrics: Vec<String> = (0..1_000).map(|number| format!("m{number}")).collect();
+        let metrics: Vec<(&str, f64)> = metrics.iter().map(|name| (name.as_str(), 1.0)).collect();
+        let all: Vec<_> =
+            (0..6).map(|number| (key(&format!("w{number}")), measured(&metrics, &[("l", &label)], true))).collect();
+        let mut exposition = Exposition::default();
+        exposition.measurements(&all);
+        let left_out = exposition.left_out;
+        assert!((1_700..2_000).contains(&left_out), "{left_out}");
+        assert!(exposition.render().len() < 2 * MAXIMUM_BYTES);
     }
 
     #[test]

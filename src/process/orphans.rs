@@ -1,5 +1,6 @@
-//! As process 1 of a container the daemon gets every process there whose parent has died, and must wait for each, or they
-//! stay as dead entries until there is no room for another process.
+//! The daemon gets children that it did not start: as process 1 of a container every process there whose parent has died; and,
+//! where a command is its child itself, in a cgroup, what that starts as a sibling (`CLONE_PARENT`). It must wait for each, or
+//! they stay as dead entries until there is no room for another process.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,6 +11,7 @@ use rustix::process::{Pid, WaitId, WaitIdOptions};
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::bounds::By;
 use super::tree;
 
 /// At most this often.
@@ -40,8 +42,8 @@ pub(super) fn spawning(start: impl FnOnce() -> io::Result<Child>) -> io::Result<
 }
 
 /// Waits for orphans, for as long as the program runs; ends at once where nobody gets any.
-pub async fn reap() {
-    if rustix::process::getpid() != Pid::INIT {
+pub async fn reap(bounded: By) {
+    if rustix::process::getpid() != Pid::INIT && bounded != By::Cgroup {
         return;
     }
     let mut deaths = match signal(SignalKind::child()) {
@@ -56,11 +58,19 @@ pub async fn reap() {
 }
 
 fn bury() {
+    // Mostly there are none, and no start need wait for this.
+    if orphans().is_empty() {
+        return;
+    }
     let _no_start = STARTS.write().unwrap_or_else(PoisonError::into_inner);
-    let own = OWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let children = tree::children(rustix::process::getpid());
-    for pid in children.into_iter().filter(|pid| !own.contains(pid)).filter_map(Pid::from_raw) {
+    for pid in orphans() {
         // One that lives is left alone.
         _ = rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
+}
+
+fn orphans() -> Vec<Pid> {
+    let children = tree::children(rustix::process::getpid());
+    let own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+    children.into_iter().filter(|pid| !own.contains(pid)).filter_map(Pid::from_raw).collect()
 }

@@ -28,12 +28,18 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// the password of the store.
 const KEPT_VARIABLES: [&str; 8] = ["HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"];
 
-/// What is made on disk for one run.
+/// A program is looked for in no more directories than this.
+const MAXIMUM_PLACES: usize = 1_024;
+/// Of a `PATH`, a message shows this many characters.
+const SHOWN_PATH: usize = 1_024;
+
+/// What is made and found on disk for one run.
 struct Prepared {
     files: Files,
     data_directory: PathBuf,
     leaf: Unused,
     confined: Resolved,
+    program: PathBuf,
 }
 
 /// A leaf that no command is in yet: removed when dropped, by a run that was cancelled or could not start.
@@ -50,7 +56,7 @@ impl Drop for Unused {
 impl Command {
     pub(super) async fn run(self, system: &System) -> Result<Ended, ProcessError> {
         let prepared = self.prepare(system).await?;
-        let order = self.order(&prepared)?;
+        let order = self.order(&prepared);
         let containment = &system.containment;
         let mut helper = Helper::spawn(&system.helper, containment.form())?;
         let Prepared { files, mut leaf, .. } = prepared;
@@ -114,7 +120,10 @@ impl Command {
     async fn prepare(&self, system: &System) -> Result<Prepared, ProcessError> {
         let (data, facts, data_directory) = (self.data.clone(), self.facts.clone(), self.data_directory.clone());
         let (confinement, system) = (self.confinement.clone(), system.clone());
+        let name = self.words.first().cloned().unwrap_or_default();
+        let (directory, search) = (self.directory.clone(), self.search());
         let work = move || {
+            let program = find(&name, &directory, &search)?;
             let is_counted = system.containment.has(Controller::Pids);
             let confined = confinement.resolve(if is_counted { TaskCount::OfCommand } else { TaskCount::OfUser })?;
             let failed = |source| ProcessError::DataDirectory { path: data_directory.clone(), source };
@@ -131,32 +140,32 @@ impl Command {
             };
             let files = system.scratch.write(&data, &facts, confined.owner).map_err(ProcessError::Files)?;
             let leaf = system.containment.subtree().map(|subtree| subtree.leaf(&confinement.limits)).transpose()?;
-            Ok::<_, ProcessError>(Prepared { files, data_directory, leaf: Unused(leaf), confined })
+            Ok::<_, ProcessError>(Prepared { files, data_directory, leaf: Unused(leaf), confined, program })
         };
         tokio::task::spawn_blocking(work).await.map_err(|error| ProcessError::Files(std::io::Error::other(error)))?
     }
 
-    fn order(&self, prepared: &Prepared) -> Result<Order, ProcessError> {
-        let Prepared { files, data_directory, leaf, confined } = prepared;
+    /// Where its program is looked for, as the command itself will have it.
+    fn search(&self) -> OsString {
+        if let Some((_, path)) = self.environment.iter().rev().find(|(name, _)| name == "PATH") {
+            return path.into();
+        }
         let mut search = std::env::var_os("PATH").unwrap_or_default();
         if !search.is_empty() {
             search.push(":");
         }
         search.push(&self.directory);
-        let search: OsString = match self.environment.iter().rev().find(|(name, _)| name == "PATH") {
-            Some((_, path)) => path.into(),
-            None => search,
-        };
-        let not_found =
-            |name: &str| ProcessError::NotFound { name: name.to_owned(), path: search.to_string_lossy().into_owned() };
-        let (name, arguments) = self.words.split_first().ok_or_else(|| not_found(""))?;
-        let program = find(name, &self.directory, &search).ok_or_else(|| not_found(name))?;
+        search
+    }
+
+    fn order(&self, prepared: &Prepared) -> Order {
+        let Prepared { files, data_directory, leaf, confined, program } = prepared;
         let text = |value: &OsStr| value.to_string_lossy().into_owned();
         let path = |value: &Path| text(value.as_os_str());
         let kept = KEPT_VARIABLES.into_iter().filter_map(|name| Some((name, text(&std::env::var_os(name)?))));
         let account = confined.environment.iter().map(|(name, value)| (*name, value.clone()));
         let ours = [
-            ("PATH", text(&search)),
+            ("PATH", text(&self.search())),
             ("MACHINE_WATCHER_NAME", self.watcher.clone()),
             ("MACHINE_NAME", self.machine.clone()),
             ("MACHINE_DATA_DIR", path(data_directory)),
@@ -166,14 +175,14 @@ impl Command {
         let mut environment: Vec<(String, String)> =
             kept.chain(account).chain(ours).map(|(name, value)| (name.to_owned(), value)).collect();
         environment.extend(self.environment.iter().cloned());
-        Ok(Order {
-            program,
-            arguments: arguments.to_vec(),
+        Order {
+            program: program.clone(),
+            arguments: self.words.get(1..).unwrap_or_default().to_vec(),
             environment,
             directory: self.directory.clone(),
             cgroup: leaf.0.as_ref().map(|leaf| leaf.path.clone()),
             rights: confined.rights.clone(),
-        })
+        }
     }
 
     /// Why an end counts as failed.
@@ -218,13 +227,22 @@ impl ProcessError {
     }
 }
 
-/// Resolves a program as a shell would in `directory`, without depending on the daemon's own directory.
-fn find(name: &str, directory: &Path, search: &OsStr) -> Option<PathBuf> {
+/// Resolves a program as a shell would in `directory`, without depending on the daemon's own directory. Blocks: an agent may
+/// choose `PATH`, and so how long this takes.
+fn find(name: &str, directory: &Path, search: &OsStr) -> Result<PathBuf, ProcessError> {
+    let not_found = || ProcessError::NotFound {
+        name: name.to_owned(),
+        path: crate::shown::cut(&search.to_string_lossy(), SHOWN_PATH),
+    };
     if name.contains('/') {
         let path = directory.join(name);
-        return path.exists().then_some(path);
+        return path.exists().then_some(path).ok_or_else(not_found);
     }
-    std::env::split_paths(search).map(|path| directory.join(path).join(name)).find(|path| is_program(path))
+    let places = || std::env::split_paths(search);
+    if places().nth(MAXIMUM_PLACES).is_some() {
+        return Err(ProcessError::ManyPlaces { name: name.to_owned(), maximum: MAXIMUM_PLACES });
+    }
+    places().map(|path| directory.join(path).join(name)).find(|path| is_program(path)).ok_or_else(not_found)
 }
 
 fn is_program(path: &Path) -> bool {

@@ -33,6 +33,10 @@ pub const KIND: Kind = Kind {
     schema: schema_of::<Properties>,
 };
 
+/// The kernel takes no more for a command's words and environment together (`ARG_MAX` with the usual stack), and a command whose
+/// many variables look up the same long value must not take gigabytes before that is found.
+const MAXIMUM_BYTES: usize = 2 * 1024 * 1024;
+
 /// Of a command's output, this much is shown to people: its end.
 const DETAIL_BYTES: usize = 1_024;
 
@@ -167,7 +171,15 @@ impl Exec {
         };
         let command = self.properties.command.render_command(scope).map_err(|error| crate::errors::chain(&error))?;
         let words = command.words().map_err(|reason| format!("command {reason}"))?;
-        let environment = self.properties.environment.iter().map(|line| variable(&render(line)?));
+        let mut bytes: usize = words.iter().map(String::len).sum();
+        let environment = self.properties.environment.iter().map(|line| {
+            let line = render(line)?;
+            bytes += line.len();
+            if bytes > MAXIMUM_BYTES {
+                return Err(format!("its words and environment have more than {MAXIMUM_BYTES} bytes together"));
+            }
+            variable(&line)
+        });
         Ok((words, environment.collect::<Result<_, _>>()?))
     }
 

@@ -52,6 +52,10 @@ const GRAPHITE_PORT: u16 = 2003;
 /// Between measurements, when neither the properties nor the watcher say otherwise.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60);
 const MAXIMUM_LABELS: usize = 64;
+/// Of names and values together: Prometheus repeats them all for each of a thousand metrics.
+const MAXIMUM_LABEL_BYTES: usize = 8 * 1024;
+/// Graphite repeats it for each of a thousand metrics.
+const MAXIMUM_PREFIX_BYTES: usize = 1_024;
 /// Of what a failed command printed, this much is shown.
 const SHOWN_BYTES: usize = 1_024;
 
@@ -190,6 +194,12 @@ impl Metric {
         for (name, value) in &self.properties.labels {
             labels.insert(name.clone(), render(value)?);
         }
+        let label_bytes: usize = labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if label_bytes > MAXIMUM_LABEL_BYTES {
+            return Err(format!(
+                "{shown}: its labels have {label_bytes} bytes together, more than the limit of {MAXIMUM_LABEL_BYTES}"
+            ));
+        }
         Ok(Measured { labels, metrics, time: services.clock.now().as_second() })
     }
 
@@ -212,6 +222,10 @@ impl Metric {
             Some(prefix) => render(prefix)?,
             None => format!("choria.{}", check.context.watcher),
         };
+        if prefix.len() > MAXIMUM_PREFIX_BYTES {
+            let bytes = prefix.len();
+            return Err(format!("graphite_prefix has {bytes} bytes, more than the limit of {MAXIMUM_PREFIX_BYTES}"));
+        }
         let run_time = ("runtime", run_time.as_secs_f64());
         let values = measured.metrics.iter().map(|(name, value)| (name.as_str(), *value)).chain([run_time]);
         let lines: String = values
