@@ -4,6 +4,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "this is the one room that may call the raw functions")]
 
+mod aside;
 mod beneath;
 mod directory;
 mod remove;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 
+pub use aside::Aside;
 pub use beneath::{Attributes, Beneath, PlainFile, give_directory};
 pub use directory::{Directory, Lock};
 pub use trusted::Distrust;

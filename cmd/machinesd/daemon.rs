@@ -284,6 +284,7 @@ impl Daemon {
         if tokio::time::timeout(STOP_PATIENCE, self.host.stop()).await.is_err() {
             tracing::warn!("some machines did not stop in time");
         }
+        self.parts.reconciler.settled().await;
         self.parts.governors.settle(SLOT_PATIENCE).await;
         let own = [self.host_task, self.facts].into_iter();
         let all = own.chain(self.tasks.drain(..)).chain(self.textfiles).chain(self.http.map(|served| served.task));

@@ -24,9 +24,9 @@ use super::memory::{Memory, Turn, blocking};
 use super::plan::Action;
 use super::state::CopyRecord;
 use super::store::{CopyName, Staging};
-use crate::archive::{self, ArchiveError, FetchError, Purpose};
+use crate::archive::{self, ArchiveError, FetchError, Place, Purpose};
 use crate::digest::Sha256Digest;
-use crate::fs::{Beneath, FileError};
+use crate::fs::{Aside, Beneath, FileError};
 use crate::governor::{GovernorError, Slot};
 use crate::journal::DatabaseError;
 use crate::names::{GovernorName, MachineName};
@@ -125,7 +125,23 @@ async fn put_in_place(
     // Made only now: thousands that wait for a server leave nothing on the disk.
     let name = entry.name.clone();
     let staging = blocking(memory, turn, move |memory| memory.store.stage(&name)).await??;
-    let into = Beneath::at(&staging.archive())?;
+    // The turn lasts until it is removed again, whatever becomes of this future.
+    let staging = Aside::new((staging, Arc::clone(turn)));
+    let result = download(memory, turn, entry, place, &staging).await;
+    staging.end().await;
+    result
+}
+
+/// Downloads an entry's archive, and lets the machine run from what is in it.
+async fn download(
+    memory: &Arc<Memory>,
+    turn: &Turn,
+    entry: &ManagedMachine,
+    place: Place,
+    staging: &Aside<(Staging, Turn)>,
+) -> Result<(), StepError> {
+    let Some(staging) = staging.share() else { return Ok(()) };
+    let into = Beneath::at(&staging.0.archive())?;
     let fetched = memory.fetcher.fetch_at(&place, &entry.source, entry.credentials.as_ref(), into).await?;
     drop(place);
     if fetched.digest != entry.checksum {
@@ -135,8 +151,8 @@ async fn put_in_place(
     let from = &entry.source;
     tracing::info!(machine = %entry.name, bytes = fetched.bytes, "downloaded {from}: its checksum holds");
 
-    let name = entry.name.clone();
-    let work = move |memory: &Memory| install_staged(memory, &staging, &name, checksum, verify_checksum);
+    let (name, checksum, verify_checksum) = (entry.name.clone(), entry.checksum, entry.verify_checksum);
+    let work = move |memory: &Memory| install_staged(memory, &staging.0, &name, checksum, verify_checksum);
     on_disk(memory, turn, work).await?
 }
 

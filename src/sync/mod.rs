@@ -60,7 +60,7 @@ use crate::spec::{self, Form, Trust};
 /// How long the lock of the state directory may be held by what a killed daemon left behind.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(20);
-/// How long the beginning of maintenance waits for the end of what is under way.
+/// How long the end of what was broken off is waited for.
 const BREAKING_OFF: Duration = Duration::from_secs(5);
 
 /// The settings of sync.
@@ -400,8 +400,13 @@ impl Reconciler {
         });
         // It fails only while the daemon ends.
         let written = begun.await.unwrap_or(Ok(()));
-        _ = tokio::time::timeout(BREAKING_OFF, self.turns.lock()).await;
+        self.settled().await;
         written
+    }
+
+    /// Waits until what was broken off has come to its end, and has removed what it had not finished; not for ever.
+    pub async fn settled(&self) {
+        _ = tokio::time::timeout(BREAKING_OFF, self.turns.lock()).await;
     }
 
     /// Things are changed again.
