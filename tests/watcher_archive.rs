@@ -295,6 +295,37 @@ async fn unfinished_work_of_a_killed_daemon_is_removed_at_the_next_check_and_wor
     assert_eq!(place.copies().len(), 1, "{:?}", place.copies());
 }
 
+#[tokio::test]
+async fn a_server_that_stalls_holds_up_no_other_archive_and_no_check_of_one() {
+    let place = Place::new().await;
+    let archive = place.archive("1.0.0");
+    let (_listener, source) = silent();
+    let with = |source: &str, target: &str| {
+        staying(
+            &place.lab,
+            &format!(
+                "      source: {source}\n      checksum: {}\n      creates: tool\n      target: {}\n      \
+                 verify_checksum: {}\n      timeout: 10m\n",
+                archive.checksum,
+                place.lab.path(target).display(),
+                archive.verify_checksum
+            ),
+        )
+    };
+    let stalled: Vec<Handle> = (0..8).map(|number| with(&source, &format!("stalled{number}"))).collect();
+    let begun = |number: usize| place.lab.path(&format!("stalled{number}/.tool.copies")).exists();
+    eventually("each has begun", || async { (0..stalled.len()).all(begun) }).await;
+    let good = with(&format!("file://{}", archive.path.display()), "good");
+    eventually("another origin's archive", || async { place.lab.path("good/tool/run.sh").exists() }).await;
+    let outcome = || watcher(&good.remote.status(), "tool").outcome;
+    eventually("its check", || async { outcome() == "downloaded" }).await;
+    fs::write(place.lab.path("good/tool/run.sh"), "changed").unwrap();
+    eventually("its repair", || async { content(&place.lab.path("good/tool/run.sh")) == "1.0.0" }).await;
+    for handle in stalled.into_iter().chain([good]) {
+        handle.stop().await;
+    }
+}
+
 /// A watcher that stays, with these properties.
 fn staying(lab: &Lab, properties: &str) -> Handle {
     lab.spawn_real(&format!(

@@ -217,19 +217,6 @@ impl Fetcher {
         into: &Path,
     ) -> Result<Fetched, FetchError> {
         let into = Beneath::at(into).map_err(|source| FetchError::Create { source })?;
-        self.fetch_into(source, credentials, into).await
-    }
-
-    /// As [`Self::fetch`], into a place in an open directory.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn fetch_into(
-        &self,
-        source: &Source,
-        credentials: Option<&Credentials>,
-        into: Beneath,
-    ) -> Result<Fetched, FetchError> {
         let place = self.place(source, Purpose::Install).await;
         self.fetch_at(&place, source, credentials, into).await
     }

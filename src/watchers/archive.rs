@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
-use crate::archive::Fetcher;
+use crate::archive::{Fetcher, Purpose};
 use crate::digest::Sha256Digest;
 use crate::machine::template::{Scope, Template};
 use crate::machine::watcher::{
@@ -22,7 +22,7 @@ use crate::notices::{Following, Notices};
 use crate::secret::{Secret, masked};
 use crate::spec::{Credentials, Source};
 
-use super::archive_place::{Archive, Condition, LIST_NAME};
+use super::archive_place::{Archive, Condition, LIST_NAME, on_disk};
 use super::governed::{Governed, five_minutes};
 
 /// The row in `KINDS`.
@@ -76,10 +76,6 @@ struct Properties {
     #[schemars(schema_with = "crate::duration::schema")]
     governor_timeout: Duration,
 }
-
-/// Archive watchers of this process that look or work at one time; the others wait. When a node with many of them starts,
-/// they would otherwise take every blocking thread for minutes, and with them the threads of all else.
-static PLACES: Semaphore = Semaphore::const_new(4);
 
 /// After a change on disk this passes before the check, as most changes are several.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -225,10 +221,7 @@ impl Watcher for Watched {
             other
         });
         let this = archive.clone();
-        // Never closed.
-        let place = PLACES.acquire().await;
-        let inspected = tokio::task::spawn_blocking(move || this.inspect()).await;
-        let (outcome, reason) = match inspected {
+        let (outcome, reason) = match on_disk(move || this.inspect()).await {
             Ok(Condition::Sound) => return Report::new("verified").fire(Fire::Success).announce(),
             Ok(Condition::Unsound(outcome, reason)) => (outcome, reason),
             Ok(Condition::Unusable(reason)) => {
@@ -237,17 +230,14 @@ impl Watcher for Watched {
             Err(error) => return Report::error(error.to_string()),
         };
         tracing::info!(machine = %check.context.definition.name, watcher = %check.context.watcher, "{outcome}: {reason}");
-        // Who waits for the fleet holds up no other archive of this node.
-        drop(place);
         let _slot = match self.governed.enter(&check).await {
             Ok(slot) => slot,
             Err(report) => return report,
         };
         let fetcher = self.fetcher(&check.context);
-        let installing = async {
-            let _place = PLACES.acquire().await;
-            archive.install(&check.context.services, &fetcher).await
-        };
+        // What is broken waits behind nothing that is new.
+        let purpose = if outcome == "verify_failed" { Purpose::Repair } else { Purpose::Install };
+        let installing = archive.install(&check.context.services, &fetcher, purpose);
         let limit = self.properties.timeout;
         let late = || Err(format!("it took longer than {}", crate::duration::format(limit)));
         match tokio::time::timeout(limit, installing).await.unwrap_or_else(|_| late()) {

@@ -14,12 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use rustix::fs::FileType;
-use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinError;
 
-use crate::archive::{Fetcher, Opened, unpack_open, verify_open};
+use crate::archive::{Fetcher, Opened, Purpose, unpack_open, verify_open};
 use crate::digest::Sha256Digest;
 use crate::errors::chain;
-use crate::fs::{Directory, FileError, Lock};
+use crate::fs::{Aside, Directory, FileError, Lock};
 use crate::machine::watcher::Services;
 use crate::names::MachineName;
 use crate::spec::{Credentials, Source};
@@ -29,6 +30,18 @@ pub(super) const LIST_NAME: &str = "SHA256SUMS";
 
 /// Names for a staging directory that are tried, as another process may be sweeping the one just made.
 const TRIES: usize = 8;
+
+/// Archive watchers of this process that work on the disk at one time; the others wait. When a node with many of them
+/// starts, they would otherwise take every blocking thread for minutes, and with them the threads of all else. Downloads
+/// have places of their own, by origin: nobody's disk waits for another's server.
+static PLACES: Semaphore = Semaphore::const_new(4);
+
+/// Looks or works on the disk where blocking is allowed, a few at a time.
+pub(super) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    // Never closed.
+    let _place = PLACES.acquire().await;
+    tokio::task::spawn_blocking(work).await
+}
 
 /// What is wanted, its templates rendered.
 #[derive(Clone)]
@@ -104,11 +117,11 @@ impl Archive {
 
     /// Fetches the archive and puts it in place. Whatever ends it, a time limit and a dropped future included, nothing of
     /// the work stays, and what nobody waits for any more is not put in place.
-    pub async fn install(&self, services: &Services, fetcher: &Fetcher) -> Result<(), String> {
+    pub async fn install(&self, services: &Services, fetcher: &Fetcher, purpose: Purpose) -> Result<(), String> {
         let this = self.clone();
-        let prepared = tokio::task::spawn_blocking(move || this.prepare()).await;
-        let staging = Held(Some(Arc::new(prepared.unwrap_or_else(|error| Err(error.to_string()))?)));
-        let result = self.install_in(&staging, services, fetcher).await;
+        let prepared = on_disk(move || this.prepare()).await;
+        let staging = Aside::new(prepared.unwrap_or_else(|error| Err(error.to_string()))?);
+        let result = self.install_in(&staging, services, fetcher, purpose).await;
         staging.end().await;
         result
     }
@@ -132,10 +145,18 @@ impl Archive {
         Staging::make(target, copies).map_err(told)
     }
 
-    async fn install_in(&self, staging: &Held, services: &Services, fetcher: &Fetcher) -> Result<(), String> {
-        let Some(staging) = staging.0.clone() else { return Ok(()) };
+    async fn install_in(
+        &self,
+        staging: &Aside<Staging>,
+        services: &Services,
+        fetcher: &Fetcher,
+        purpose: Purpose,
+    ) -> Result<(), String> {
+        let Some(staging) = staging.share() else { return Ok(()) };
         let archive = staging.directory.place("archive").map_err(|error| chain(&error))?;
-        let fetched = fetcher.fetch_into(&self.source, self.credentials.as_ref(), archive).await;
+        let place = fetcher.place(&self.source, purpose).await;
+        let fetched = fetcher.fetch_at(&place, &self.source, self.credentials.as_ref(), archive).await;
+        drop(place);
         let fetched = fetched.map_err(|error| chain(&error))?;
         if fetched.digest != self.checksum {
             return Err(format!(
@@ -146,7 +167,7 @@ impl Archive {
         // Lives as long as somebody waits: a thread that unpacks can't be stopped, but it can be kept from the last step.
         let wanted = Arc::new(());
         let (this, limits, waits) = (self.clone(), services.archive_limits.clone(), Arc::downgrade(&wanted));
-        let placed = tokio::task::spawn_blocking(move || this.put_in_place(&staging, &limits, &waits)).await;
+        let placed = on_disk(move || this.put_in_place(&staging, &limits, &waits)).await;
         placed.unwrap_or_else(|error| Err(error.to_string()))
     }
 
@@ -214,29 +235,6 @@ impl Drop for Staging {
     fn drop(&mut self) {
         if let Err(error) = self.copies.remove_tree(&self.name) {
             tracing::warn!("a later check removes unfinished work: {}", chain(&error));
-        }
-    }
-}
-
-/// The staging directory in the hands of a task, which may be dropped at any moment. Removing takes long, so a thread
-/// does it: the one that still unpacks, or one of its own.
-struct Held(Option<Arc<Staging>>);
-
-impl Held {
-    /// Removes it, and waits for that.
-    async fn end(mut self) {
-        let staging = self.0.take();
-        // It fails only while the daemon ends.
-        _ = tokio::task::spawn_blocking(move || drop(staging)).await;
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let Some(staging) = self.0.take() else { return };
-        match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(staging))),
-            Err(_) => drop(staging),
         }
     }
 }
