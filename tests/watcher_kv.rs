@@ -576,6 +576,10 @@ fn what_names_no_key_is_refused() {
         (good.replace("key: k", "key: a.*"), "kv watcher \"it\": "),
         (good.replace("mode: poll", "mode: pull"), "unknown variant `pull`, expected `poll` or `watch`"),
         (good.replace("mode: poll", "mode: poll\n      store_key: \"\""), "kv watcher \"it\": store_key is empty"),
+        (
+            good.replace("mode: poll", &format!("mode: poll\n      query: \"{}\"", "[".repeat(40))),
+            "has more than 32 brackets, braces and parentheses",
+        ),
         (good.replace("interval: 1h", "interval: 1ms"), "interval of a kv watcher must be at least 1s"),
     ];
     for (text, expected) in cases {

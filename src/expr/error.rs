@@ -59,6 +59,8 @@ pub enum Problem {
     OutOfRange { operator: &'static str },
     #[error("it takes in more than {} bytes of facts and data; ask for a part of them", limits::VALUE_BYTES)]
     TooMuchData,
+    #[error("its lookups look at more than {} bytes together; look up less, or a part of it", limits::WORK_BYTES)]
+    TooMuchWork,
     #[error(transparent)]
     Facts(FactsError),
     #[error("could not look at {subject:?}: {reason}")]

@@ -179,7 +179,7 @@ impl<'a> Evaluator<'a> {
 
     fn look_up(&mut self, function: Function, path: &str, default: Option<&Value>) -> Result<Value, Problem> {
         let path = if function == Function::Lookup { path.strip_prefix("facts.").unwrap_or(path) } else { path };
-        match self.world.facts.query(path).map_err(Problem::Facts)? {
+        match self.world.fact(path)? {
             None | Some(Json::Null) => Ok(default.cloned().unwrap_or(Value::Nil)),
             Some(found) => self.budget.copy(&found),
         }

@@ -18,3 +18,6 @@ pub const REGEX_BYTES: usize = 1024 * 1024;
 
 /// Most facts and data, as they are in memory, that one evaluation takes in, in bytes.
 pub const VALUE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Most bytes that all lookups of facts together look at and make on the way: of one expression, or of all in a document.
+pub const WORK_BYTES: usize = 256 * 1024 * 1024;

@@ -21,6 +21,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::node::{Facts, Node};
 
@@ -34,6 +35,24 @@ pub struct World<'a> {
     pub facts: &'a Facts,
     /// The items of a machine's data by name; `match` has none.
     pub data: BTreeMap<&'a str, &'a serde_json::Value>,
+    /// What all lookups together have looked at, in bytes: many expressions may share a world.
+    worked: AtomicUsize,
+}
+
+impl<'a> World<'a> {
+    pub fn new(node: &'a Node, facts: &'a Facts, data: BTreeMap<&'a str, &'a serde_json::Value>) -> Self {
+        Self { node, facts, data, worked: AtomicUsize::new(0) }
+    }
+
+    /// Looks a fact up, within what all lookups may look at.
+    fn fact(&self, path: &str) -> Result<Option<serde_json::Value>, Problem> {
+        let cost = crate::node::cost(self.facts.text(), path);
+        let before = self.worked.fetch_add(cost.min(limits::WORK_BYTES), Ordering::Relaxed);
+        if before.saturating_add(cost) > limits::WORK_BYTES {
+            return Err(Problem::TooMuchWork);
+        }
+        self.facts.query(path).map_err(Problem::Facts)
+    }
 }
 
 /// A parsed and checked `match` expression; the empty one is true on every node. Cheap to clone.
@@ -92,7 +111,7 @@ impl MatchExpression {
             return Evaluation { result: Ok(true), calls: Vec::new() };
         };
         let facts = node.facts();
-        let world = World { node, facts: &facts, data: BTreeMap::new() };
+        let world = World::new(node, &facts, BTreeMap::new());
         let mut evaluator = evaluate::Evaluator::new(&world);
         let result = match evaluator.value(tree) {
             Ok(value::Value::Boolean(answer)) => Ok(answer),

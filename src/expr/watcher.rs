@@ -162,7 +162,7 @@ mod tests {
         let items = data.as_object().into_iter().flatten();
         let data: BTreeMap<&str, &Json> = items.map(|(name, value)| (name.as_str(), value)).collect();
         let expression = WatcherExpression::parse(source).map_err(|error| format!("parse: {error}"))?;
-        expression.is_true(&World { node: &node, facts: &facts, data }).map_err(|error| error.to_string())
+        expression.is_true(&World::new(&node, &facts, data)).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub fn resolve(document: &Value, node: &Node) -> Result<Value, HierarchyError> {
         Some(overrides) => overrides.as_object().ok_or(shape("\"overrides\" is not an object"))?,
     };
     let facts = node.facts();
-    let mut resolver = Resolver { world: World { node, facts: &facts, data: BTreeMap::new() }, actions: 0, bytes: 0 };
+    let mut resolver = Resolver { world: World::new(node, &facts, BTreeMap::new()), actions: 0, bytes: 0 };
     let mut result = resolver.object(data)?;
     for entry in order {
         let entry = entry.as_str().ok_or(shape("an entry of hierarchy.order is not a text"))?;
@@ -179,6 +179,16 @@ mod tests {
                 "host:web1": {"level": "trace"},
             },
         })
+    }
+
+    #[test]
+    fn what_all_lookups_of_a_document_look_at_is_bounded() {
+        // A few bytes of facts, of which each look makes millions; whoever may write the key wrote this.
+        let path = ["[@this,@this]"; 13].join("|");
+        let data: Map<String, Value> =
+            (0..9_000).map(|number| (number.to_string(), json!(format!("{{{{ lookup('{path}|#') }}}}")))).collect();
+        let error = resolved(&json!({"hierarchy": {"order": []}, "data": data})).unwrap_err();
+        assert!(error.contains("its lookups look at more than 268435456 bytes together"), "{error}");
     }
 
     #[test]

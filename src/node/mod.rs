@@ -25,7 +25,7 @@ pub use addresses::own as own_addresses;
 pub use facts::{Facts, FactsError, Unusable};
 pub use facts_files::{FactsFiles, RECORD_NAME};
 pub use follow::follow;
-pub use query::{QueryError, check_path, escaped, query, split_first};
+pub use query::{QueryError, check_path, cost, escaped, query, split_first};
 
 /// Where `has_command` looks. It is the same for the daemon, `run --once`, `mms match` and every shell, because a pass with
 /// a shorter `PATH` would remove machines.

@@ -86,6 +86,11 @@ pub fn query(json: &str, path: &str) -> Result<Option<Value>, QueryError> {
     }
 }
 
+/// What a query takes, in bytes that are made or looked at: for those who ask often, and have a budget for it.
+pub fn cost(json: &str, path: &str) -> usize {
+    json.len().max(work(json, path))
+}
+
 /// At most so many bytes are made or looked at on the way.
 fn work(json: &str, path: &str) -> usize {
     let matching = wildcard_work(json, path);

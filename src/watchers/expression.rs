@@ -88,7 +88,7 @@ impl Watcher for Expression {
         let node = &check.context.services.node;
         let facts = node.facts();
         let data: BTreeMap<&str, &Value> = check.data.iter().map(|(name, item)| (name.as_str(), &item.value)).collect();
-        let outcome = match self.outcome(&World { node, facts: &facts, data }) {
+        let outcome = match self.outcome(&World::new(node, &facts, data)) {
             Ok(outcome) => outcome,
             // No verdict is not a bad one: nothing is fired, as in the reference.
             Err(error) => return Report { error: Some(error), ..Report::new("error") }.announce(),

@@ -21,7 +21,7 @@ use crate::machine::watcher::{
     Background, BuildContext, Built, Check, Context, Fire, Fires, Kind, Report, Seen, Signal, Watcher, Writes,
     follow_facts, schema_of,
 };
-use crate::node::Node;
+use crate::node::{Node, check_path};
 
 /// The row in `KINDS`.
 pub const KIND: Kind = Kind {
@@ -126,6 +126,9 @@ fn build(context: &BuildContext<'_>) -> Built {
     }
     if properties.query.as_deref() == Some("") {
         problems.push(context.fault("query", "query is empty"));
+    }
+    if let Some(Err(error)) = properties.query.as_deref().map(check_path) {
+        problems.push(context.fault("query", format!("query: {error}")));
     }
     if properties.store_key.as_deref() == Some("") {
         problems.push(context.fault("store_key", "store_key is empty"));

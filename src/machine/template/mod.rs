@@ -22,7 +22,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::data::{Snapshot, to_json};
-use crate::node::{Facts, FactsError, QueryError, check_path, split_first};
+use crate::node::{Facts, FactsError, QueryError, check_path, cost, split_first};
 
 pub use budget::{Exhausted, MAXIMUM_HELD_BYTES, MAXIMUM_WORK_BYTES};
 pub use calls::{Form, Hazard, HazardPlace};
@@ -109,9 +109,9 @@ impl Scope {
 
     /// As [`Self::lookup`], where what is looked at counts.
     fn lookup_within(&self, path: &str, budget: &budget::Budget) -> Result<Option<Value>, GoError> {
-        let facts = if path.starts_with("data.") { 0 } else { self.facts.text().len() };
-        let data = if path.starts_with("facts.") { 0 } else { self.data_text().len() };
-        budget.work(facts + data)?;
+        let facts = if path.starts_with("data.") { 0 } else { cost(self.facts.text(), path) };
+        let data = if path.starts_with("facts.") { 0 } else { cost(self.data_text(), path) };
+        budget.work(facts.saturating_add(data))?;
         self.lookup(path).map_err(|error| GoError::Exec(error.to_string()))
     }
 

@@ -144,10 +144,18 @@ fn what_a_rendering_holds_and_does_is_bounded_whatever_the_template_says() {
         assert!(message.contains(expected), "{shown}: {message}");
         let took = begun.elapsed();
         assert!(took < std::time::Duration::from_secs(30), "{shown} took {took:?}");
-        eprintln!("{took:?} {} MiB: {shown}", (peak_kilobytes().saturating_sub(before)) / 1024);
     }
     // Twice the values, for what is made of them, and what the other tests of this process do meanwhile.
     assert!(peak_kilobytes() - before < 256 * 1024, "{} kB", peak_kilobytes() - before);
+}
+
+#[test]
+fn what_a_path_multiplies_counts_at_each_lookup() {
+    // A few bytes, of which each look makes a million.
+    let path = ["[@this,@this]"; 13].join("|");
+    let text = format!("{{{{ range 9000 }}}}{{{{ $x := lookup `data.{path}|#` 1 }}}}{{{{ end }}}}");
+    let message = Template::parse(&text).unwrap().render(&scope()).unwrap_err().to_string();
+    assert!(message.contains("it takes too many steps, or looks at too much data too often"), "{message}");
 }
 
 #[test]
