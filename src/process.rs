@@ -86,6 +86,8 @@ pub enum ProcessError {
     Helper(#[source] std::io::Error),
     #[error("could not make a cgroup for the command")]
     Cgroup(#[from] CgroupError),
+    #[error("it was not started, as the thread that would end it could not be")]
+    NoEnd(#[source] std::io::Error),
     #[error("could not wait for its end")]
     Wait(#[source] std::io::Error),
     #[error(transparent)]

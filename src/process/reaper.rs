@@ -1,8 +1,9 @@
 //! Ends what is to be ended, on a thread of its own: reading `/proc` and waiting for deaths takes milliseconds, which no worker
 //! of the runtime has. All families that wait share one look at the processes of the node.
 
+use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -35,7 +36,8 @@ enum Task {
     Settle(Instant, oneshot::Sender<()>),
 }
 
-static TASKS: OnceLock<Option<Sender<Task>>> = OnceLock::new();
+/// Where work is handed over; nothing until the first command is started.
+static TASKS: Mutex<Option<Sender<Task>>> = Mutex::new(None);
 
 /// Ends a family. Comes back at once; the receiver hears when nothing is left.
 pub(super) fn end(family: Arc<Mutex<Family>>, leaf: Option<Leaf>) -> oneshot::Receiver<()> {
@@ -51,6 +53,9 @@ pub(super) fn remove(leaf: Leaf) {
 
 /// Takes over the leaves of a dead daemon.
 pub(super) fn inherit(left: Vec<Leaf>, ended: Vec<Leaf>) {
+    if let Err(error) = ready() {
+        tracing::warn!("empty cgroups of before stay until a later start: {error}");
+    }
     for leaf in ended {
         leaf.kill();
         remove(leaf);
@@ -61,21 +66,33 @@ pub(super) fn inherit(left: Vec<Leaf>, ended: Vec<Leaf>) {
 /// Waits until nothing is left of all that was to be ended until now.
 pub(super) async fn settled() {
     let (done, receiver) = oneshot::channel();
-    // Nothing was ever ended without this.
-    if TASKS.get().is_some() {
-        hand_over(Task::Settle(Instant::now(), done));
-        _ = receiver.await;
+    hand_over(Task::Settle(Instant::now(), done));
+    // Where nothing was ever started, nobody answers.
+    _ = receiver.await;
+}
+
+/// Sees to it that commands can be ended. To be asked before each is started: one that multiplies may leave no room for
+/// another thread.
+///
+/// # Errors
+/// When there is no room for one now.
+pub(super) fn ready() -> io::Result<()> {
+    let mut tasks = tasks();
+    if tasks.is_none() {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::Builder::new().name("machines-reaper".to_owned()).spawn(move || work(&receiver))?;
+        *tasks = Some(sender);
     }
+    Ok(())
+}
+
+fn tasks() -> MutexGuard<'static, Option<Sender<Task>>> {
+    TASKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn hand_over(task: Task) {
-    let tasks = TASKS.get_or_init(|| {
-        let (sender, receiver) = mpsc::channel();
-        let started = std::thread::Builder::new().name("machines-reaper".to_owned()).spawn(move || work(&receiver));
-        started.map(|_| sender).map_err(|error| tracing::error!("commands can't be ended: {error}")).ok()
-    });
     // The thread ends only with the process.
-    if let Some(tasks) = tasks {
+    if let Some(tasks) = &*tasks() {
         _ = tasks.send(task);
     }
 }
@@ -140,7 +157,7 @@ fn stop_new(doomed: &mut [Doomed]) {
 }
 
 impl Doomed {
-    fn family(&self) -> std::sync::MutexGuard<'_, Family> {
+    fn family(&self) -> MutexGuard<'_, Family> {
         self.family.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -13,6 +13,7 @@ use tokio::process::Child;
 use super::ProcessError;
 use super::order::{Answer, COMMAND, End, Form, MAXIMUM_ANSWER_BYTES, Order, SUPERVISE};
 use super::orphans::{self, Own};
+use super::reaper;
 
 /// A helper that runs and waits for its order.
 pub(super) struct Helper {
@@ -27,6 +28,7 @@ impl Helper {
     #[expect(clippy::disallowed_methods, reason = "the one place of the daemon that starts processes")]
     pub(super) fn spawn(program: &Path, form: Form) -> Result<Self, ProcessError> {
         let failed = ProcessError::Helper;
+        reaper::ready().map_err(ProcessError::NoEnd)?;
         let (ours, its) = UnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let channel = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
