@@ -208,4 +208,9 @@ fn a_directory_that_cannot_be_made_is_named() {
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(message.contains("error: could not create directory"), "{message}");
     assert!(message.contains("/proc/nowhere"), "{message}");
+    // As what can't even be looked at.
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_machinesd")).args(["dev", "--directory", "/dev/null/x"]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(message.contains("error: could not look at /dev/null/x: Not a directory"), "{message}");
 }

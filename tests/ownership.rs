@@ -104,10 +104,10 @@ fn a_state_directory_that_a_stranger_made_is_refused() {
         fs::create_dir_all(state.join(directory)).unwrap();
     }
     symlink(&agent, state.join("machines/agent")).unwrap();
-    for file in ["state.db", "maintenance.json"] {
+    for file in ["state.db", "kv.db-journal", "maintenance.json"] {
         fs::write(state.join(file), "").unwrap();
     }
-    for path in ["store", "machines/agent", "machines", "state.db", "maintenance.json", ""] {
+    for path in ["store", "machines/agent", "machines", "state.db", "kv.db-journal", "maintenance.json", ""] {
         give(&state.join(path));
     }
     let shown = state.display().to_string();
@@ -116,7 +116,7 @@ fn a_state_directory_that_a_stranger_made_is_refused() {
 
     // With the directory alone nothing is won: what he left in it is his.
     take(&state);
-    for path in ["state.db", "maintenance.json", "store", "machines"] {
+    for path in ["state.db", "kv.db-journal", "maintenance.json", "store", "machines"] {
         let left = state.join(path);
         node.refused(&[&format!("{} belongs to user 65534", left.display())]);
         take(&left);
@@ -178,6 +178,26 @@ async fn files_and_directories_of_the_settings_that_others_could_change_are_refu
     node.daemon.set("fetch", "proxy", "http://me:secret@127.0.0.1:1");
     node.daemon.start().await;
     node.daemon.until_log("settings: others may read").await;
+}
+
+#[test]
+fn what_can_not_be_looked_at_is_refused_like_what_others_could_change() {
+    let mut node = Node::new();
+    let round = node.path("round");
+    symlink(&round, &round).unwrap();
+    node.daemon.set("http", "listen", "127.0.0.1:0");
+    node.daemon.set("http", "token_file", round.to_str().unwrap());
+    let reason = "Too many levels of symbolic links";
+    node.refused(&[
+        "it is not known whether ",
+        &format!("[http] token_file: could not look at {}: {reason}", round.display()),
+    ]);
+    // A name alone says nothing about what stands there.
+    let mut node = Node::new();
+    let pipe = node.path("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+    node.daemon.set("fetch", "ca", pipe.to_str().unwrap());
+    node.refused(&[&format!("[fetch] ca: could not open {}: it is not a regular file", pipe.display())]);
 }
 
 #[test]

@@ -12,9 +12,10 @@ use crate::shared::Failure;
 
 /// What the daemon keeps in its state directory and takes for its own. A stranger who made the directory may have left
 /// them there, and to give them to root would not make them ours.
-const OWN: [&str; 13] = [
+const OWN: [&str; 15] = [
     "lock",
     "maintenance.json",
+    "facts-seen.json",
     "state.db",
     "state.db-wal",
     "state.db-shm",
@@ -22,6 +23,7 @@ const OWN: [&str; 13] = [
     "kv.db",
     "kv.db-wal",
     "kv.db-shm",
+    "kv.db-journal",
     "objects",
     "store",
     "machines",
@@ -37,19 +39,24 @@ struct Untrusted(Vec<(&'static str, Distrust)>);
 
 impl fmt::Display for Untrusted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("others could decide what this daemon does")?;
-        self.0.iter().try_for_each(|(setting, distrust)| write!(formatter, ": {setting}: {distrust}"))
+        let is_known = self.0.iter().any(|(_, distrust)| matches!(distrust, Distrust::Others { .. }));
+        let doubt = if is_known { "" } else { "it is not known whether " };
+        write!(formatter, "{doubt}others could decide what this daemon does")?;
+        self.0
+            .iter()
+            .try_for_each(|(setting, distrust)| write!(formatter, ": {setting}: {}", machines::errors::chain(distrust)))
     }
 }
 
 impl std::error::Error for Untrusted {}
 
 impl Untrusted {
-    /// Takes only what somebody else could change: what is missing or can't be read has its own message where it is used.
+    /// Takes what somebody else could change, and of what that is not known: a doubt is no answer. What is missing has its
+    /// own message where it is used.
     fn note(&mut self, setting: &'static str, checked: Result<(), Distrust>) {
         match checked {
-            Err(distrust @ Distrust::Others { .. }) => self.0.push((setting, distrust)),
-            Ok(()) | Err(Distrust::Unknown(_)) => {}
+            Err(distrust) if !distrust.is_missing() => self.0.push((setting, distrust)),
+            _ => {}
         }
     }
 

@@ -5,6 +5,8 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use machines::fs::FileError;
+
 use crate::shared::Failure;
 
 /// Says whose directory this is.
@@ -15,7 +17,7 @@ const MARK_TEXT: &str = "This directory was made by `machinesd dev`, which works
 
 /// Takes a directory to work in. One that is there must be ours: with our mark, or with nothing in it.
 pub fn claim(directory: &Path) -> Result<(), Failure> {
-    let Some(metadata) = there(std::fs::metadata(directory))? else {
+    let Some(metadata) = there(directory, std::fs::metadata(directory))? else {
         machines::fs::create_directory(directory, 0o755)?;
         return Ok(machines::fs::write_new(&directory.join(MARK), MARK_TEXT.as_bytes(), 0o644)?);
     };
@@ -32,7 +34,7 @@ pub fn claim(directory: &Path) -> Result<(), Failure> {
         return Err(Failure::Usage(why.into()));
     }
     let mark = directory.join(MARK);
-    match there(std::fs::symlink_metadata(&mark))? {
+    match there(&mark, std::fs::symlink_metadata(&mark))? {
         Some(mark) if mark.is_file() && mark.uid() == metadata.uid() => Ok(()),
         None if machines::fs::list(directory)?.is_empty() => {
             Ok(machines::fs::write_new(&mark, MARK_TEXT.as_bytes(), 0o644)?)
@@ -44,11 +46,11 @@ pub fn claim(directory: &Path) -> Result<(), Failure> {
     }
 }
 
-fn there(inspected: std::io::Result<Metadata>) -> std::io::Result<Option<Metadata>> {
+fn there(path: &Path, inspected: std::io::Result<Metadata>) -> Result<Option<Metadata>, FileError> {
     match inspected {
         Ok(metadata) => Ok(Some(metadata)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(source) => Err(FileError { operation: "look at", path: path.to_owned(), source }),
     }
 }
 
