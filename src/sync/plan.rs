@@ -145,6 +145,11 @@ impl Action {
         }
     }
 
+    /// Whether it brings what was not there before, rather than to care for what is.
+    fn is_news(&self) -> bool {
+        matches!(self, Self::Install | Self::Upgrade { .. })
+    }
+
     /// Whether carrying it out changes the node.
     pub fn changes_the_node(&self) -> bool {
         matches!(self, Self::Install | Self::Upgrade { .. } | Self::Repair { .. } | Self::Remove)
@@ -190,6 +195,12 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Set when the guard turned the removals into holds.
     pub held: Option<HeldRemovals>,
+}
+
+/// Puts what is broken and what must go before what is new: only so many steps are under way at one time, and all of them
+/// may wait for a server.
+pub fn urgent_first(steps: &mut [Step]) {
+    steps.sort_by_key(|step| step.action.is_news());
 }
 
 /// Decides what to do.

@@ -44,6 +44,18 @@ fn removed(plan: &Plan) -> usize {
     plan.steps.iter().filter(|step| step.action == Action::Remove).count()
 }
 
+#[test]
+fn what_is_broken_and_what_must_go_comes_before_what_is_new() {
+    let drifted = || Condition::Drifted(vec!["\"run.sh\" was changed".to_owned()]);
+    let there = [("b", installed("two", Condition::Sound)), ("y", installed("one", drifted()))];
+    let wanted = ["a", "b", "y"].map(|name| wanted(name, "one", Matching::Matches));
+    let mut plan =
+        plan(&wanted, &inventory(&[&there[..], &[("z", installed("one", Condition::Sound))]].concat()), POLICY);
+    urgent_first(&mut plan.steps);
+    let order: Vec<_> = plan.steps.iter().map(|step| (step.name.as_str(), step.action.word())).collect();
+    assert_eq!(order, [("y", "repair"), ("z", "remove"), ("a", "install"), ("b", "upgrade")]);
+}
+
 /// What is tried, what the specification says, what is installed, the purge policy, how the action starts.
 type Case = (&'static str, Option<Matching>, Option<Installed>, Purge, &'static str);
 

@@ -14,7 +14,9 @@ use jiff::Timestamp;
 use super::account::{broken, finish};
 use super::apply::apply;
 use super::memory::{Kind, Memory, Turn, blocking};
-use super::plan::{Action, Condition, Installed, Inventory, Plan, Policy, Purge, Removals, Step, Wanted, plan};
+use super::plan::{
+    Action, Condition, Installed, Inventory, Plan, Policy, Purge, Removals, Step, Wanted, plan, urgent_first,
+};
 use super::state::{Accepted, CopyRecord};
 use super::status::{Disbelief, Pass, SpecificationStatus, Standing};
 use crate::archive;
@@ -86,7 +88,8 @@ pub(super) async fn pass(memory: &Arc<Memory>, turn: &Turn, offer: Offer, rules:
 
 async fn try_pass(memory: &Arc<Memory>, turn: &Turn, offer: Offer, rules: Rules) -> Result<Pass, PassError> {
     let mut prepared = blocking(memory, turn, move |memory| prepare(memory, offer, &rules)).await??;
-    let steps = std::mem::take(&mut prepared.plan.steps);
+    let mut steps = std::mem::take(&mut prepared.plan.steps);
+    urgent_first(&mut steps);
     let entries = &prepared.entries;
     let running = stream::iter(steps).map(|step| execute(memory, turn, step, entries)).buffer_unordered(WAITING);
     let mut done: Vec<Done> = running.collect().await;
