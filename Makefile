@@ -60,6 +60,7 @@ attack: tools ## attack the real daemon and print what it stood; BASE=path/to/ma
 
 soak: tools ## the tests that kill, race and mutate, SOAK=20 times as long
 	MACHINES_SOAK=$(SOAK) $(CARGO) test $(SOAKED) -- --nocapture
+	MACHINES_SOAK=$(SOAK) $(CARGO) test --lib no_mutated -- --nocapture
 
 deb: $(DEB) ## build the Debian package
 	$(CARGO) build --release
