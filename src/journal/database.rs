@@ -91,7 +91,7 @@ pub fn set_aside(path: &Path, now: jiff::Timestamp) -> Result<PathBuf, fs::FileE
         name.push(format!(".damaged-{}{companion}", now.strftime("%Y%m%dT%H%M%SZ")));
         PathBuf::from(name)
     };
-    for companion in ["-wal", "-shm", ""] {
+    for companion in ["-wal", "-shm", "-journal", ""] {
         let mut name = path.as_os_str().to_owned();
         name.push(companion);
         match fs::rename(Path::new(&name), &aside(companion)) {
