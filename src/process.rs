@@ -130,7 +130,7 @@ impl System {
     /// With the files of commands in this directory.
     #[must_use]
     pub fn files_in(self, place: PathBuf) -> Self {
-        Self { scratch: Arc::new(Scratch::in_place(place)), ..self }
+        Self { scratch: Arc::new(Scratch::in_places(vec![place])), ..self }
     }
 
     /// How commands are bounded.
