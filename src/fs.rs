@@ -12,11 +12,11 @@ pub mod trusted;
 mod trusted_tree;
 
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
@@ -169,7 +169,8 @@ pub fn open(path: &Path) -> Result<File> {
     File::open(path).on("open", path)
 }
 
-/// Creates a directory and its parents, with `mode` for the last one when it is new.
+/// Creates a directory and its parents, with `mode` for the last one when it is new. Nobody else may write to one of them,
+/// whatever the umask is: with 000 or 002 we would not trust our own.
 ///
 /// # Errors
 /// What the system says.
@@ -178,9 +179,9 @@ pub fn create_directory(path: &Path, mode: u32) -> Result<()> {
         return Ok(());
     }
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).on("create directory", parent)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(parent).on("create directory", parent)?;
     }
-    match fs::create_dir(path) {
+    match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
         result => result.on("create directory", path)?,
     }

@@ -7,6 +7,7 @@ mod engine;
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -245,6 +246,38 @@ async fn a_directory_that_appears_later_or_is_replaced_is_followed() {
     place.gone("one").await;
     place.write("two", &text("two"));
     place.runs("two").await;
+}
+
+/// Whether this process watches a directory.
+fn is_watched(directory: &Path) -> bool {
+    let inode = format!("ino:{:x} ", fs::metadata(directory).unwrap().ino());
+    let descriptors = fs::read_dir("/proc/self/fdinfo").unwrap().filter_map(Result::ok);
+    let watches = descriptors.filter_map(|descriptor| fs::read_to_string(descriptor.path()).ok());
+    watches.into_iter().any(|watches| watches.lines().any(|line| line.starts_with("inotify ") && line.contains(&inode)))
+}
+
+#[tokio::test]
+async fn links_and_directories_inside_a_machine_lead_the_watch_nowhere() {
+    let lab = Lab::new().await;
+    let (machine, outside, linked) = (lab.path("local/good"), lab.path("outside"), lab.path("linked"));
+    // Who owns the data of a machine could have us watch the whole node, and leave nothing to watch with.
+    for directory in [&machine.join("data/deep"), &outside, &linked] {
+        fs::create_dir_all(directory).unwrap();
+    }
+    std::os::unix::fs::symlink(&outside, machine.join("data/everything")).unwrap();
+    // A machine may be a link, as before.
+    std::os::unix::fs::symlink(&linked, lab.path("local/linked")).unwrap();
+    for (directory, name) in [(&machine, "good"), (&linked, "linked")] {
+        fs::write(directory.join("machine.yaml"), text(name)).unwrap();
+    }
+    let place = Place::start(lab, Vec::new());
+    place.runs("good").await;
+    place.runs("linked").await;
+    assert!(is_watched(&machine) && is_watched(&linked) && is_watched(&place.lab.path("local")));
+    assert!(!is_watched(&outside) && !is_watched(&machine.join("data")) && !is_watched(&machine.join("data/deep")));
+    fs::write(linked.join("machine.yaml"), text("linked").replace("1.2.3", "1.2.4")).unwrap();
+    let is_new = || async { place.status("linked").is_some_and(|status| status.version.as_str() == "1.2.4") };
+    eventually("what a link leads to is followed", is_new).await;
 }
 
 #[tokio::test]

@@ -60,6 +60,15 @@ impl Node {
         file.parent().unwrap().to_owned()
     }
 
+    /// A local machine that runs a command.
+    fn machine_that(&self, name: &str, command: &str) {
+        let text = format!(
+            "name: {name}\nversion: 1.0.0\ninitial_state: IDLE\ntransitions: [{{name: again, from: [IDLE], destination: IDLE}}]\n\
+             watchers:\n  - name: run\n    type: exec\n    interval: 1h\n    properties: {{command: {command}}}\n"
+        );
+        self.file(&format!("local/{name}/machine.yaml"), &text, 0o644);
+    }
+
     /// Starts, and expects a refusal that a service manager does not repeat, with these words.
     fn refused(&self, words: &[&str]) -> String {
         let printed = self.daemon.run_to_the_end(&["run"]);
@@ -285,18 +294,97 @@ async fn a_local_machine_of_a_stranger_is_refused_alone_and_runs_when_it_is_ours
 }
 
 #[tokio::test]
-async fn a_machine_whose_data_directory_is_a_strangers_is_refused_alone() {
+async fn a_machine_whose_data_is_a_strangers_is_refused_alone() {
     let mut node = Node::new();
-    let (ours, other) = (node.machine("ours"), node.machine("other"));
+    let (ours, other, kept) = (node.machine("ours"), node.machine("other"), node.machine("kept"));
     let data = node.path("state/data/other");
     fs::create_dir_all(&data).unwrap();
     give(&data);
+    // What he made before the directory was given to us is still his to write.
+    let file = node.file("state/data/kept/machine_data.json", "{}", 0o644);
+    give(&file);
     node.daemon.start().await;
-    let both = |status: &Value| report(status, &ours).is_some() && report(status, &other).is_some();
-    let status = node.daemon.until("both are seen", both).await;
-    assert!(is_running(&status, "ours") && !is_running(&status, "other"), "{status:#}");
+    let all = |status: &Value| [&ours, &other, &kept].iter().all(|path| report(status, path).is_some());
+    let status = node.daemon.until("all are seen", all).await;
+    assert!(is_running(&status, "ours") && !is_running(&status, "other") && !is_running(&status, "kept"), "{status:#}");
     let told = problem(&status, &other);
     assert!(told.contains(&format!("{} belongs to user 65534", data.display())), "{told}");
+    let told = problem(&status, &kept);
+    assert!(told.contains(&format!("{} belongs to user 65534", file.display())), "{told}");
+    take(&file);
+    node.daemon.until("what is mended runs", |status| is_running(status, "kept")).await;
+}
+
+/// As some containers, init systems and users have it.
+#[tokio::test]
+async fn what_the_daemon_makes_is_its_own_whatever_the_umask() {
+    let mut node = Node::new();
+    node.machine_that("ours", "id -u");
+    node.daemon.wrapper = ["sh", "-c", "umask 000; exec \"$@\"", "sh"].map(str::to_owned).to_vec();
+    node.daemon.start().await;
+    let data = node.path("state/data/ours");
+    node.daemon.until("it runs", |status| is_running(status, "ours")).await;
+    eventually("it has data", || async { data.is_dir() }).await;
+    for path in ["state", "state/data", "state/data/ours", "state/store", "state/machines"] {
+        assert_eq!(fs::metadata(node.path(path)).unwrap().mode() & 0o022, 0, "{path}");
+    }
+    node.daemon.restart().await;
+    node.daemon.until("it trusts what it made", |status| is_running(status, "ours")).await;
+}
+
+/// An interpreter needs no executable bit. What a command only reads may be anybody's.
+#[tokio::test]
+async fn a_script_of_a_stranger_that_an_interpreter_would_run_is_refused() {
+    let mut node = Node::new();
+    for (name, command) in [("runs", "sh lib/check.sh"), ("reads", "cat lib/check.sh")] {
+        node.machine_that(name, command);
+        let script = node.file(&format!("local/{name}/lib/check.sh"), "id -u\n", 0o644);
+        give(&script);
+        give(script.parent().unwrap());
+    }
+    let (runs, reads) = (node.path("local/runs"), node.path("local/reads"));
+    node.daemon.start().await;
+    let both = |status: &Value| [&runs, &reads].iter().all(|path| report(status, path).is_some());
+    let status = node.daemon.until("both are seen", both).await;
+    assert!(is_running(&status, "reads") && !is_running(&status, "runs"), "{status:#}");
+    let told = problem(&status, &runs);
+    assert!(told.contains(&format!("{} belongs to user 65534", runs.join("lib").display())), "{told}");
+}
+
+/// An access control list as the system keeps it: all may read, `nobody` may also write.
+fn list_for_stranger() -> Vec<u8> {
+    const NO_ONE: u32 = u32::MAX;
+    let entries = [(1_u16, 7_u16, NO_ONE), (2, 7, STRANGER), (4, 5, NO_ONE), (16, 7, NO_ONE), (32, 5, NO_ONE)];
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, number) in entries {
+        list.extend(tag.to_le_bytes());
+        list.extend(rights.to_le_bytes());
+        list.extend(number.to_le_bytes());
+    }
+    list
+}
+
+/// The group bits show only that root's group may write.
+#[tokio::test]
+async fn an_access_list_that_lets_others_write_to_a_file_is_seen() {
+    let mut node = Node::new();
+    let script = node.machine("script");
+    let run = node.file("local/script/run.sh", "#!/bin/sh\n", 0o755);
+    let memory = node.file("state/maintenance.json", "", 0o600);
+    for file in [&run, &memory] {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(file, "system.posix_acl_access", &list_for_stranger(), flags).unwrap();
+        let metadata = fs::metadata(file).unwrap();
+        assert_eq!((metadata.mode() & 0o777, metadata.uid(), metadata.gid()), (0o775, 0, 0));
+    }
+    let told = |path: &Path| format!("lets others write to {0}; `setfacl -b {0}`", path.display());
+    node.refused(&["state_dir: ", &told(&memory)]);
+    fs::remove_file(&memory).unwrap();
+    node.daemon.start().await;
+    let status = node.daemon.until("it is seen", |status| report(status, &script).is_some()).await;
+    assert!(!is_running(&status, "script") && problem(&status, &script).contains(&told(&run)), "{status:#}");
+    rustix::fs::removexattr(&run, "system.posix_acl_access").unwrap();
+    node.daemon.until("what is mended runs", |status| is_running(status, "script")).await;
 }
 
 /// Serves a socket as `nobody`, and notes what it is asked.

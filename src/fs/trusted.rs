@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -24,7 +24,7 @@ use super::{Context, DIRECTORY_FLAGS, FileError};
 /// As many links as the system itself follows.
 const MAXIMUM_LINKS: usize = 40;
 /// To look at something, whatever it is, without opening it.
-const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 /// Where the system keeps an access control list, if there is one.
 const ACCESS_LIST: &str = "system.posix_acl_access";
@@ -278,16 +278,14 @@ pub(super) fn judge_open(descriptor: &OwnedFd, path: &Path) -> Result<(), Distru
 /// Whether others may write by an access control list, where the group bits alone look harmless because the group is
 /// root's.
 fn has_list_for_others(descriptor: &OwnedFd, stat: &Stat) -> bool {
-    if stat.st_mode & 0o020 == 0 || FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+    if stat.st_mode & 0o020 == 0 || FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
         return false;
     }
-    // A descriptor that only looks has no attributes.
-    rustix::fs::openat(descriptor, ".", DIRECTORY_FLAGS, Mode::empty()).is_ok_and(|opened| has_list(&opened))
-}
-
-fn has_list(opened: &OwnedFd) -> bool {
+    // A descriptor that only looks has no attributes; this path is what it is open for, whatever that is called now.
+    let itself = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
     let mut nothing: [u8; 0] = [];
-    rustix::fs::fgetxattr(opened, ACCESS_LIST, &mut nothing).is_ok()
+    let listed = rustix::fs::getxattr(itself, ACCESS_LIST, &mut nothing);
+    !matches!(listed, Err(Errno::NODATA | Errno::OPNOTSUPP))
 }
 
 pub(super) fn stat(descriptor: &OwnedFd, path: &Path) -> Result<Stat, FileError> {
@@ -358,9 +356,7 @@ pub fn open(path: &Path) -> Result<TrustedFile, Distrust> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(irregular()).on("open", path)?;
     }
-    let listed = || (stat.st_mode & 0o020 != 0 && has_list(&file)).then_some(Hand::AccessList);
-    if let Some(hand) = hand(&stat, Part::Itself).or_else(listed) {
-        let fault = Fault { at: found.real, hand, mode: stat.st_mode & 0o7777 };
+    if let Some(fault) = judge(&file, &stat, &found.real, Part::Itself) {
         return Err(Distrust::Others { path: path.to_owned(), fault });
     }
     Ok(TrustedFile { file: file.into(), mode: stat.st_mode & 0o7777, group: stat.st_gid })

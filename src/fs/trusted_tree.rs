@@ -1,13 +1,14 @@
 //! May what is run from a directory be trusted? Asked of a machine that an operator put there: `machine.yaml`, all that is
-//! executable in it, and every directory above such a file. Other files are data, which may belong to whom the machine
-//! serves: a `file` watcher with an `owner` writes such.
+//! executable in it, and every directory above such a file. (The host asks also of scripts that a command gives to an
+//! interpreter.) Other files are data, which may belong to whom the machine serves: a `file` watcher with an `owner` writes
+//! such.
 
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode};
+use rustix::fs::{Dir, FileType, Mode};
 
-use super::trusted::{Fault, Part, check, hand, judge, open, stat};
+use super::trusted::{Fault, LOOK, Part, check, judge, open, stat};
 use super::{Context, DIRECTORY_FLAGS, Directory, Distrust, FileError};
 
 /// Entries and levels that are looked at; more is no machine, and nobody can say what is in it.
@@ -46,10 +47,11 @@ impl Search<'_> {
             }
             self.left = self.left.checked_sub(1).ok_or_else(|| self.too_large())?;
             let at = path.join(name.to_string_lossy().as_ref());
-            let stat = match rustix::fs::statat(directory.descriptor(), name, AtFlags::SYMLINK_NOFOLLOW) {
+            let looked = match rustix::fs::openat(directory.descriptor(), name, LOOK, Mode::empty()) {
                 Err(rustix::io::Errno::NOENT) => continue,
                 looked => looked.map_err(failed).on("look at", &at)?,
             };
+            let stat = stat(&looked, &at)?;
             let runs = stat.st_mode & 0o111 != 0;
             match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory if levels == 0 => return Err(self.too_large().into()),
@@ -60,9 +62,8 @@ impl Search<'_> {
                     self.directory(&inner, levels - 1, above.or(fault.as_ref()))?;
                 }
                 FileType::RegularFile if runs => {
-                    let own = hand(&stat, Part::Itself);
-                    let own = own.map(|hand| Fault { at: at.clone(), hand, mode: stat.st_mode & 0o7777 });
-                    if let Some(fault) = above.cloned().or(own) {
+                    let own = || judge(&looked, &stat, &at, Part::Itself);
+                    if let Some(fault) = above.cloned().or_else(own) {
                         return Err(Distrust::Others { path: at, fault });
                     }
                 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::fs::{Directory, Distrust};
+use crate::fs::{Directory, Distrust, trusted};
+use crate::machine::data;
 use crate::machine::definition::{Definition, FILE_NAME};
 use crate::machine::problem::Problems;
 use crate::machine::runner::{self, Handle};
@@ -12,6 +13,7 @@ use crate::names::MachineName;
 use crate::sync::Lease;
 
 use super::scan::Found;
+use super::scripts;
 use super::{Refusal, Setup, Source};
 
 /// A machine that can be started.
@@ -60,12 +62,16 @@ pub async fn load(setup: &Setup, source: Source, found: &Found) -> Result<Loaded
         (None, _) => {
             let path = found.path.clone();
             owned(setup, move || crate::fs::check_programs(&path, FILE_NAME)).await?;
-            (read(found.path.clone()).await.map_err(Refusal::Itself)?, found.path.clone())
+            let definition = read(found.path.clone()).await.map_err(Refusal::Itself)?;
+            let (read, path) = (Arc::clone(&definition), found.path.clone());
+            let scripts = move || scripts::scripts(&read, &path).iter().try_for_each(|script| trusted::check(script));
+            owned(setup, scripts).await?;
+            (definition, found.path.clone())
         }
     };
     // Its values are put into commands.
-    let (data, name) = (setup.data_directory.clone(), definition.name.clone());
-    owned(setup, move || data_is_ours(&data, &name)).await?;
+    let (directory_of_data, name) = (setup.data_directory.clone(), definition.name.clone());
+    owned(setup, move || data_is_ours(&directory_of_data, &name)).await?;
     let watchers = build_all(&definition, setup.kinds)
         .map_err(|problems| Refusal::Itself(Problems::new(&directory.join(FILE_NAME), "", problems).to_string()))?;
     let sync = setup.services.sync.as_ref().filter(|_| source == Source::Managed);
@@ -79,23 +85,32 @@ async fn owned(setup: &Setup, ask: impl FnOnce() -> Result<(), Distrust> + Send 
         return Ok(());
     }
     match tokio::task::spawn_blocking(ask).await {
-        Ok(Err(distrust @ Distrust::Others { .. })) => Err(Refusal::Untrusted(distrust.to_string())),
-        Ok(Err(distrust @ Distrust::Unknown(_))) if !distrust.is_missing() => {
-            Err(Refusal::Untrusted(crate::errors::chain(&distrust)))
-        }
-        // What is missing has its own message where it is used.
-        Ok(_) => Ok(()),
+        Ok(Ok(())) => Ok(()),
+        // What is not there was seen a moment ago: whoever can take it away may put his own there before it is read.
+        Ok(Err(distrust)) => Err(Refusal::Untrusted(crate::errors::chain(&distrust))),
         Err(error) => Err(Refusal::Untrusted(error.to_string())),
     }
 }
 
-/// The directories above it are asked about when the daemon starts.
+/// The directories above it are asked about when the daemon starts. In a directory of ours a file may still be somebody
+/// else's, who made it before the directory was given to us.
 fn data_is_ours(directory: &Path, name: &MachineName) -> Result<(), Distrust> {
-    let directory = Directory::open(directory)?;
-    if directory.kind(name.as_str())?.is_none() {
+    let data = match Directory::open(directory) {
+        // Made when it is first needed, in a state directory that is ours.
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    if data.kind(name.as_str())?.is_none() {
         return Ok(());
     }
-    directory.enter_trusted(name.as_str()).map(drop)
+    data.enter_trusted(name.as_str())?;
+    for file in data::FILE_NAMES {
+        match trusted::check(&directory.join(name.as_str()).join(file)) {
+            Err(distrust) if !distrust.is_missing() => return Err(distrust),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn read(directory: PathBuf) -> Result<Arc<Definition>, String> {

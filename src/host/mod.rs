@@ -3,17 +3,17 @@
 
 pub mod built_in;
 mod load;
+mod notices;
 mod scan;
+mod scripts;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -29,6 +29,7 @@ use crate::names::{Label, MachineName};
 use crate::sync::Lease;
 
 use load::Loaded;
+use notices::Notices;
 use scan::Found;
 
 /// Directories are looked at this often even if nobody said that they changed.
@@ -249,13 +250,8 @@ struct Host {
     rescan: Arc<Notify>,
     /// Why directories can't be listed, as the log was told: once, not on every look.
     unreadable: BTreeMap<Source, String>,
-    /// What tells of changes in the local directory (or above it, where it is missing), and which directory that is: one that was replaced by another of
-    /// the same name tells nothing any more.
-    watcher: Option<(RecommendedWatcher, DirectoryId)>,
+    notices: Option<Notices>,
 }
-
-/// Device and inode.
-type DirectoryId = (u64, u64);
 
 /// Starts the host as a task.
 pub fn start(setup: Setup) -> (HostHandle, JoinHandle<()>) {
@@ -266,7 +262,7 @@ pub fn start(setup: Setup) -> (HostHandle, JoinHandle<()>) {
     let sources = Sources { local_directory: setup.local_directory.clone(), built_in: setup.built_in.clone() };
     let (sources, other_sources) = watch::channel(sources);
     let handle = HostHandle { views: receiver, rescan: Arc::clone(&rescan), sources, stop, beats };
-    let host = Host { setup, entries: BTreeMap::new(), views, rescan, unreadable: BTreeMap::new(), watcher: None };
+    let host = Host { setup, entries: BTreeMap::new(), views, rescan, unreadable: BTreeMap::new(), notices: None };
     let task = tokio::spawn(host.run(stopped, other_sources, beat));
     (handle, task)
 }
@@ -418,35 +414,10 @@ impl Host {
         self.views.send_replace(Arc::new(self.entries.iter().map(view).collect()));
     }
 
-    /// Asks the system to tell of changes, or of the directory's appearing; where that fails, the rescan must do.
+    /// Asks the system to tell of changes.
     fn watch_local_directory(&mut self) {
-        let Some(local) = &self.setup.local_directory else { return };
-        let id = |directory: &Path| {
-            let metadata = std::fs::metadata(directory).ok().filter(std::fs::Metadata::is_dir)?;
-            Some((metadata.dev(), metadata.ino()))
-        };
-        let inside = id(local).map(|id| (local.as_path(), RecursiveMode::Recursive, id));
-        let above = || local.parent().and_then(|parent| Some((parent, RecursiveMode::NonRecursive, id(parent)?)));
-        let target = inside.or_else(above);
-        if self.watcher.as_ref().map(|(_, id)| *id) == target.map(|(_, _, id)| id) {
-            return;
-        }
-        self.watcher = None;
-        let Some((directory, mode, id)) = target else { return };
-        let rescan = Arc::clone(&self.rescan);
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access()) {
-                rescan.notify_one();
-            }
-        });
-        let watched = watcher.and_then(|mut watcher| {
-            watcher.watch(directory, mode)?;
-            Ok(watcher)
-        });
-        match watched {
-            Ok(watcher) => self.watcher = Some((watcher, id)),
-            Err(error) => tracing::debug!(path = %directory.display(), "not watched: {error}"),
-        }
+        let before = self.notices.take();
+        self.notices = self.setup.local_directory.as_ref().map(|local| Notices::of(local, &self.rescan, before));
     }
 }
 

@@ -20,6 +20,9 @@ pub const FILE_NAME: &str = "machine_data.json";
 /// reference has it; what is here counts only as long as it still means the value there.
 const RAW_FILE_NAME: &str = "machine_data_raw.json";
 
+/// The files that a machine's data is read from.
+pub const FILE_NAMES: [&str; 2] = [FILE_NAME, RAW_FILE_NAME];
+
 /// All data of one machine together may be this large as JSON, in bytes.
 pub const MAXIMUM_BYTES: usize = 8 * 1024 * 1024;
 
