@@ -394,7 +394,7 @@ enum Objects {
 #[async_trait::async_trait]
 impl Store for Objects {
     fn bucket(&self, name: &str) -> Result<Arc<dyn Bucket>, KvError> {
-        Err(KvError::NoBucket { bucket: name.into() })
+        Err(KvError::NoBucket { bucket: name.into(), embedded: None })
     }
     async fn create_bucket(&self, settings: &BucketSettings) -> Result<Arc<dyn Bucket>, KvError> {
         self.bucket(&settings.name)
@@ -407,7 +407,7 @@ impl Store for Objects {
     }
     async fn get_object(&self, bucket: &str, _: &str) -> Result<ObjectReader, KvError> {
         match self {
-            _ if bucket != "FILES" => Err(KvError::NoBucket { bucket: bucket.into() }),
+            _ if bucket != "FILES" => Err(KvError::NoBucket { bucket: bucket.into(), embedded: None }),
             Self::Whole => Ok(Box::pin(BODY)),
             Self::Endless => Ok(Box::pin(tokio::io::repeat(0))),
             Self::Silent => Ok(Box::pin(tokio_util::io::StreamReader::new(futures_util::stream::pending::<

@@ -48,7 +48,9 @@ async fn pass(settings: &Settings, consent: MaintenanceConsent) -> Result<(), Fa
     let mut complaints = Vec::new();
     match &offered {
         Ok(Some(_)) => {}
-        Ok(None) => complaints.push(nothing_published(&settings.sync.bucket, &settings.sync.key)),
+        Ok(None) => {
+            complaints.push(nothing_published(&settings.sync.bucket, &settings.sync.key, &parts.store.connection()))
+        }
         Err(error) => complaints.push(machines::errors::chain(error)),
     }
     if let Some(pass) = &pass {

@@ -253,6 +253,31 @@ mod tests {
     }
 
     #[test]
+    fn readme_and_the_packaged_file_name_what_needs_a_restart() {
+        let plain = |text: &str| text.replace(['`', '#'], "").split_whitespace().collect::<Vec<_>>().join(" ");
+        let readme = plain(include_str!("../../README.md"));
+        let packaged = plain(include_str!("../../packager/machinesd.toml"));
+        let said = |text: &str, from: &str, to: &str| {
+            let (_, rest) = text.split_once(from).unwrap();
+            rest.split_once(to).unwrap().0.to_owned()
+        };
+        let readme = said(&readme, "while keys are rotated. ", " need a restart");
+        let packaged = said(&packaged, "A restart is needed for those of ", ". This file");
+        for row in ROWS {
+            let Setting { section, key } = row.setting();
+            let whole = ROWS.iter().all(|other| other.setting().section != section || other.effect == Effect::Restart);
+            for text in [&readme, &packaged] {
+                let named = match (section, whole) {
+                    ("", _) => text.contains(&format!("{key}, ")),
+                    (_, true) => text.contains(&format!("[{section}], ")),
+                    (_, false) => text.contains(key) && text.contains(&format!("of [{section}]")),
+                };
+                assert_eq!(named, row.effect == Effect::Restart, "[{section}] {key} in {text:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_setting_that_is_changed_is_the_only_change_and_is_taken_unless_it_needs_a_restart() {
         let before = parse("[kv]\nurl = \"nats://a:4222\"\n");
         for (name, value) in OTHERS {

@@ -282,7 +282,7 @@ async fn sync(api: &Api, request: &SyncRequest) -> Response<Body> {
     reconciler.retry_now();
     match reconciler.reconcile_published(read, &trust, purge, removals).await {
         Ok(Some(pass)) => json(StatusCode::OK, &SyncAnswer::from(&pass)),
-        Ok(None) => refuse(StatusCode::CONFLICT, nothing_published(&bucket, &key)),
+        Ok(None) => refuse(StatusCode::CONFLICT, nothing_published(&bucket, &key, &api.store.connection())),
         Err(error) => refuse(StatusCode::CONFLICT, crate::errors::chain(&error)),
     }
 }

@@ -1,7 +1,7 @@
 //! What can go wrong with a store: one variant per failed operation, naming the bucket, the key or the server, and what
 //! to do about it. URLs in here have their passwords taken out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::fs::FileError;
@@ -11,8 +11,9 @@ use crate::names::GovernorName;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvError {
-    #[error("bucket {bucket:?} does not exist; make it with `mms kv add {bucket}`")]
-    NoBucket { bucket: String },
+    /// `embedded` is the store's path when it is not NATS, as `mms` must be told of it.
+    #[error("bucket {bucket:?} does not exist; make it with `mms kv add {bucket}{}`", store_option(embedded.as_deref()))]
+    NoBucket { bucket: String, embedded: Option<PathBuf> },
     #[error("bucket {bucket:?} exists already")]
     BucketExists { bucket: String },
     #[error("key {key:?} in bucket {bucket:?} has a value already; use `put` or `update` to change it")]
@@ -58,7 +59,11 @@ pub enum KvError {
     #[error("could not {operation}: the answer of {url} is not understood: {reason}")]
     Answer { operation: String, url: String, reason: String },
 
-    #[error("the embedded store {} does not exist; start machinesd with it, or make a bucket with `mms kv add`", path.display())]
+    #[error(
+        "the embedded store {0} does not exist; start machinesd with it, or make a bucket with \
+         `mms kv add BUCKET --kv local:{0}`",
+        path.display()
+    )]
     NoDatabase { path: PathBuf },
     #[error("could not open the embedded store {}: the directory {} does not exist; create it", path.display(), directory.display())]
     NoDirectory { path: PathBuf, directory: PathBuf },
@@ -73,6 +78,11 @@ pub enum KvError {
         path.display()
     )]
     NewerDatabase { path: PathBuf, found: i64, supported: i64 },
+    #[error(
+        "could not open the embedded store {}; may this user write to it, and to the directory that it is in?",
+        path.display()
+    )]
+    Forbidden { path: PathBuf },
     #[error("could not {operation} in the embedded store {}", path.display())]
     Database {
         operation: String,
@@ -110,6 +120,10 @@ pub enum KvError {
     Setting { setting: &'static str, reason: &'static str },
     #[error("could not use the NATS context {name:?}: {reason}")]
     Context { name: String, reason: String },
+}
+
+fn store_option(embedded: Option<&Path>) -> String {
+    embedded.map(|path| format!(" --kv local:{}", path.display())).unwrap_or_default()
 }
 
 fn found_revision(found: Option<u64>) -> String {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::maintenance::Maintenance;
 use super::plan::{Action, HeldRemovals, Step};
 use crate::digest::Sha256Digest;
+use crate::kv::Connection;
 use crate::names::Version;
 
 /// The result of a pass in one word; the outcomes of the `machines` watcher.
@@ -98,9 +99,10 @@ impl Pass {
     }
 }
 
-/// Why there is nothing to reconcile with.
-pub fn nothing_published(bucket: &str, key: &str) -> String {
-    format!("bucket {bucket} has no key {key}; publish a specification with `mms kv put`")
+/// Why there is nothing to reconcile with. `mms` must be told of a store that is not NATS.
+pub fn nothing_published(bucket: &str, key: &str, store: &Connection) -> String {
+    let store = if store.url.starts_with("local:") { format!(" --kv {}", store.url) } else { String::new() };
+    format!("bucket {bucket:?} has no key {key:?}; publish a specification with `mms kv put {bucket} {key}{store}`")
 }
 
 /// How a machine stands, in one word.

@@ -95,12 +95,12 @@ impl Database {
                 CreateDatabase::No => return Err(KvError::NoDatabase { path: path.to_owned() }),
             }
         }
-        let connection = connect(path).map_err(|error| meaning("open it".to_owned(), path, error))?;
+        let connection = connect(path).map_err(|error| opening(path, error))?;
         Self::prepare(path, connection)
     }
 
     fn prepare(path: &Path, mut connection: Connection) -> Result<Self, KvError> {
-        let fail = |error| meaning("prepare the tables".to_owned(), path, error);
+        let fail = |error| opening(path, error);
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
         let found: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(fail)?;
         if !(0..=FORMAT).contains(&found) {
@@ -147,6 +147,9 @@ impl Database {
         .await;
         match result {
             Ok(Ok(value)) => Ok(value),
+            Ok(Err(Failure::Refused(KvError::NoBucket { bucket, .. }))) => {
+                Err(KvError::NoBucket { bucket, embedded: Some(self.path.clone()) })
+            }
             Ok(Err(Failure::Refused(error))) => Err(error),
             Ok(Err(Failure::Database(error))) => Err(meaning(operation, &self.path, error)),
             Err(_) => Err(KvError::Stopping { operation }),
@@ -201,6 +204,16 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 #[expect(clippy::disallowed_methods, reason = "opening blocks, and runs on a thread for that")]
 fn pause() {
     std::thread::sleep(BUSY_PAUSE);
+}
+
+/// As [`meaning`], before it is in use: SQLite's own words are the path, twice.
+fn opening(path: &Path, source: rusqlite::Error) -> KvError {
+    match source.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            KvError::Forbidden { path: path.to_owned() }
+        }
+        _ => meaning("prepare the tables".to_owned(), path, source),
+    }
 }
 
 fn meaning(operation: String, path: &Path, source: rusqlite::Error) -> KvError {

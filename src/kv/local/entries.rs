@@ -74,7 +74,11 @@ pub(super) fn bucket(transaction: &Transaction<'_>, name: &str) -> Result<Stored
             })
         })
         .optional()?;
-    found.ok_or_else(|| KvError::NoBucket { bucket: name.to_owned() }.into())
+    found.ok_or_else(|| no_bucket(name))
+}
+
+fn no_bucket(name: &str) -> Failure {
+    KvError::NoBucket { bucket: name.to_owned(), embedded: None }.into()
 }
 
 pub(super) fn create_bucket(transaction: &Transaction<'_>, settings: &BucketSettings) -> Result<()> {
@@ -89,7 +93,7 @@ pub(super) fn create_bucket(transaction: &Transaction<'_>, settings: &BucketSett
 
 pub(super) fn delete_bucket(transaction: &Transaction<'_>, name: &str) -> Result<()> {
     let deleted = transaction.execute("DELETE FROM buckets WHERE name = ?1", [name])?;
-    if deleted == 0 { Err(KvError::NoBucket { bucket: name.to_owned() }.into()) } else { Ok(()) }
+    if deleted == 0 { Err(no_bucket(name)) } else { Ok(()) }
 }
 
 pub(super) fn buckets(transaction: &Transaction<'_>) -> Result<Vec<String>> {

@@ -244,7 +244,7 @@ impl Link {
         match failure {
             ApiFailure::Call(error) => error,
             ApiFailure::Server(error) => match error.err_code {
-                code::STREAM_NOT_FOUND => KvError::NoBucket { bucket: bucket.to_owned() },
+                code::STREAM_NOT_FOUND => KvError::NoBucket { bucket: bucket.to_owned(), embedded: None },
                 code::NOT_ENABLED | code::NOT_ENABLED_FOR_ACCOUNT => self.no_jetstream(operation),
                 code => KvError::Server {
                     operation: operation.to_owned(),
