@@ -43,7 +43,7 @@ async fn node(fleet: &Fleet) -> Daemon {
     fleet.publish(&[&fleet.build(&agent("1.0.0"))]).await;
     daemon.until_running("hello", "1.0.0").await;
     let on = said(&daemon, &["maintenance", "on", "--because", "disks are exchanged"], 0);
-    assert!(on.starts_with("in maintenance since 0s, until it is ended, by root, because disks are exchanged"), "{on}");
+    assert!(on.ends_with(" ago), until it is ended, by root, because disks are exchanged: nothing is changed"), "{on}");
     fleet.publish(&[&fleet.build(&agent("2.0.0"))]).await;
     daemon
 }
@@ -125,7 +125,8 @@ async fn the_managers_transitions_mean_the_same_and_are_remembered() {
     assert_eq!(daemon.status().await["maintenance"]["by"], 0);
     daemon.restart().await;
     daemon.until("it is in maintenance", |status| manager(status) == "MAINTENANCE").await;
-    assert_eq!(said(&daemon, &["status", "--check"], 0), "well", "it was asked for");
+    let check = said(&daemon, &["status", "--check"], 0);
+    assert!(check.starts_with("well, in maintenance since "), "it was asked for: {check}");
     // A reason given later leaves the beginning as it was.
     let since = text(&daemon.status().await, "/maintenance/since");
     said(&daemon, &["maintenance", "on", "--for", "2h", "--because", "as I said"], 0);
@@ -156,6 +157,10 @@ async fn it_ends_by_itself_when_its_time_is_over_also_over_a_restart() {
     daemon.until_running("hello", "3.0.0").await;
     let refused = said(&daemon, &["maintenance", "on", "--for", "0s"], 1);
     assert!(refused.contains("for no time at all"), "{refused}");
+    let on = said(&daemon, &["maintenance", "on", "--for", "2h"], 0);
+    assert!(on.contains(" (2h left), by root"), "{on}");
+    let check = said(&daemon, &["status", "--check"], 0);
+    assert!(check.starts_with("well, in maintenance since "), "{check}");
     let refused = said(&daemon, &["maintenance", "on", "--because", "two\nlines"], 1);
     assert!(refused.contains("the reason must be one line of text"), "{refused}");
     let refused = said(&daemon, &["maintenance", "on", "--for", "soon"], 2);

@@ -36,7 +36,7 @@ pub fn maintenance(socket: &Path, change: Change, format: Format) -> Result<(), 
     }
     match (&answer.now, &answer.before) {
         (Some(maintenance), _) => line(format!("in maintenance {}: nothing is changed", described(maintenance))),
-        (None, Some(before)) => line(format!("no longer in maintenance; it was {}", described(before))),
+        (None, Some(before)) => line(format!("no longer in maintenance; it was {}", words(before, None))),
         (None, None) => line("not in maintenance"),
     }
     Ok(())
@@ -48,13 +48,19 @@ pub fn of(document: &serde_json::Value) -> Option<String> {
     Some(format!("{}; nothing is changed: `machinesd maintenance off` ends it", described(&maintenance)))
 }
 
-/// `since 5m, for 2h more, by root, because disks are exchanged`.
-pub fn described(maintenance: &Maintenance) -> String {
-    let mut parts = vec![format!("since {}", ago(maintenance.since))];
-    parts.push(match maintenance.until {
-        Some(end) => format!("until {end:.0} (for {} more)", until(end)),
+/// `since 2026-11-28T20:52:05Z (5m ago), until 2026-11-28T22:52:05Z (1h55m left), by root, because disks are exchanged`.
+fn described(maintenance: &Maintenance) -> String {
+    let end = match maintenance.until {
+        Some(end) => format!("until {end:.0} ({} left)", until(end)),
         None => "until it is ended".to_owned(),
-    });
+    };
+    words(maintenance, Some(end))
+}
+
+/// The reason comes last: it is a text of any words.
+fn words(maintenance: &Maintenance, end: Option<String>) -> String {
+    let mut parts = vec![format!("since {:.0} ({} ago)", maintenance.since, ago(maintenance.since))];
+    parts.extend(end);
     parts.extend(maintenance.by.map(|number| format!("by {}", accounts::name_of_user(number))));
     parts.extend(maintenance.because.as_ref().map(|because| format!("because {because}")));
     parts.join(", ")

@@ -26,14 +26,18 @@ pub fn status(socket: &Path, format: Format) -> Result<(), Failure> {
 
 /// Says only whether all is well, for monitors.
 pub fn check(socket: &Path, format: Format) -> Result<(), Failure> {
-    let health = match block_on(async { Ok(Client::new(socket).get("/v1/status").await?) }) {
-        Ok(document) => health(&document),
-        Err(Failure::Error(error)) => Health::unknown(machines::errors::chain(&*error)),
+    let (health, maintenance) = match block_on(async { Ok(Client::new(socket).get("/v1/status").await?) }) {
+        Ok(document) => (health(&document), maintenance::of(&document)),
+        Err(Failure::Error(error)) => (Health::unknown(machines::errors::chain(&*error)), None),
         Err(failure) => return Err(failure),
     };
     match format {
         Format::Json => json(&health)?,
-        Format::Text if health.well => line("well"),
+        // No fault, but who reads that all is well must not think that it is kept so.
+        Format::Text if health.well => match maintenance {
+            Some(maintenance) => line(format!("well, in maintenance {maintenance}")),
+            None => line("well"),
+        },
         Format::Text => health.reasons.iter().for_each(line),
     }
     if health.well { Ok(()) } else { Err(Failure::Negative) }

@@ -1,7 +1,9 @@
 //! Tables and labelled lines for people: columns as wide as they need to be, and never more than 100 columns where there
 //! are blanks to break at.
 
-use machines::shown;
+use std::time::Duration;
+
+use machines::{duration, shown};
 
 /// What fits on a line.
 const WIDTH: usize = 100;
@@ -79,9 +81,11 @@ pub fn ago(moment: jiff::Timestamp) -> String {
     age(jiff::Timestamp::now().as_second() - moment.as_second())
 }
 
-/// As [`ago`], until a moment that comes.
+/// Until a moment that comes, to the minute when that is an hour or more: what was just set to 2h is not shown as 1h.
 pub fn until(moment: jiff::Timestamp) -> String {
-    age(moment.as_second() - jiff::Timestamp::now().as_second())
+    let left = moment.duration_since(jiff::Timestamp::now()).as_secs_f64().max(0.0);
+    let unit = if left < 3_570.0 { 1.0 } else { 60.0 };
+    duration::format(Duration::from_secs_f64((left / unit).round() * unit))
 }
 
 fn age(seconds: i64) -> String {

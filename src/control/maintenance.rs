@@ -153,7 +153,10 @@ impl Keeper {
 fn until(now: Timestamp, seconds: u64) -> Result<Timestamp, String> {
     let unusable = || format!("maintenance for {seconds} seconds has no end on the calendar");
     if seconds == 0 {
-        return Err("maintenance for no time at all is none; give a longer one, or none with --for".to_owned());
+        return Err(
+            "maintenance for no time at all is none: give --for a longer time, or leave it out for one without an end"
+                .to_owned(),
+        );
     }
     now.checked_add(Duration::from_secs(seconds)).map_err(|_| unusable())
 }
