@@ -155,11 +155,9 @@ async fn files_and_directories_of_the_settings_that_others_could_change_are_refu
     fs::set_permissions(node.path("local"), Permissions::from_mode(0o775)).unwrap();
     let local = node.path("local").display().to_string();
     node.refused(&[
-        &format!("[http] token_file: {0} can't be trusted: {0} belongs to user 65534", token.display()),
-        &format!("[fetch] ca: {0} can't be trusted: everyone may write to {0}", authority.display()),
-        &format!(
-            "local_dir: {local} can't be trusted: group 65534 may write to {local} (mode 0775); `chmod g-w {local}`"
-        ),
+        &format!("[http] token_file: {0} belongs to user 65534", token.display()),
+        &format!("[fetch] ca: everyone may write to {0}", authority.display()),
+        &format!("local_dir: group 65534 may write to {local} (mode 0775); `chmod g-w {local}`"),
     ]);
     take(&token);
     take(Path::new(&local));
@@ -217,7 +215,7 @@ fn a_context_that_others_could_change_is_refused() {
     node.daemon.set("kv", "url", "nats://127.0.0.1:1");
     node.daemon.set("kv", "context", "lab");
     give(&context);
-    node.refused(&[&format!("[kv] context: {0} can't be trusted: {0} belongs to user 65534", context.display())]);
+    node.refused(&[&format!("[kv] context: {0} belongs to user 65534", context.display())]);
 }
 
 /// The README's tour, and `dev`, are for everyone: who is not root trusts himself and root, and nobody else.

@@ -49,7 +49,7 @@ async fn pass(settings: &Settings, consent: MaintenanceConsent) -> Result<(), Fa
     match &offered {
         Ok(Some(_)) => {}
         Ok(None) => {
-            complaints.push(nothing_published(&settings.sync.bucket, &settings.sync.key, &parts.store.connection()))
+            complaints.push(nothing_published(&settings.sync.bucket, &settings.sync.key, &parts.store.connection()));
         }
         Err(error) => complaints.push(machines::errors::chain(error)),
     }

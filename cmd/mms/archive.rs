@@ -47,6 +47,11 @@ pub fn build(directory: &Path, output: &Path, prefix: Option<&str>, include: &[S
         None => file_source(&built.path)?,
     };
     let shown = built.path.strip_prefix(".").unwrap_or(&built.path);
+    for (pattern, _) in
+        include.iter().zip(&included).filter(|(_, included)| !built.files.iter().any(|file| included.takes(&file.path)))
+    {
+        note(format!("warning: --include {pattern:?} names nothing in {}", directory.display()));
+    }
     note(format!("wrote {} ({} files)", shown.display(), built.files.len()));
     if local {
         note("its source is a path on this machine; give --source https://… for nodes that fetch it from elsewhere");

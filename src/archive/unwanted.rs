@@ -20,7 +20,7 @@ impl Included {
     }
 
     /// Whether this names a path, or a directory above it.
-    fn takes(&self, path: &str) -> bool {
+    pub fn takes(&self, path: &str) -> bool {
         let above = path.match_indices('/').map(|(end, _)| path.get(..end).unwrap_or_default());
         std::iter::once(path).chain(above).any(|path| matches(self.0.as_bytes(), path.as_bytes()))
     }

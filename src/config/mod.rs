@@ -132,7 +132,8 @@ impl Settings {
         variables: impl Iterator<Item = (String, String)>,
         compiled_in: Option<&str>,
     ) -> Result<Self, ConfigError> {
-        let is_known = |name: &str| KEYS.iter().any(|(_, key, _)| *key == name);
+        let keys = || KEYS.iter().map(|(_, key, _)| *key).chain(FILE_ONLY.iter().map(|(_, key)| *key));
+        let is_known = |name: &str| keys().any(|key| key == name);
         let seen = secret::masked_settings(text, is_known);
         let invalid = |problems| ConfigError::Invalid(Problems::new(path, &seen, problems));
         // The file by itself first, so that its faults come with their place.
@@ -383,9 +384,13 @@ fn problem_of(text: &str, error: &toml::de::Error) -> Problem {
     {
         let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
         let problem = Problem::new(place, format!("unknown key {unknown:?}"));
+        let section = match section_at(text, error.span().map_or(0, |span| span.start)) {
+            "" => String::new(),
+            section => format!(" under [{section}]"),
+        };
         return match nearest(unknown, known.iter().copied()) {
             Some(meant) => problem.help(format!("did you mean {meant:?}?")),
-            None => problem.help(format!("known are: {}", known.join(", "))),
+            None => problem.help(format!("known{section} are: {}", known.join(", "))),
         };
     }
     Problem::new(place, reason(error))
@@ -394,9 +399,25 @@ fn problem_of(text: &str, error: &toml::de::Error) -> Problem {
 /// What the parser says, without the text that it quotes: that may be a secret, and the place shows where it stands.
 fn reason(error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', ", ");
-    let Some((before, quoted)) = message.split_once(": string \"") else { return message };
+    let Some((before, quoted)) = message.split_once(": string \"") else { return plain(message) };
     let after = quoted.rfind('"').and_then(|end| quoted.get(end + 1..)).unwrap_or_default();
-    format!("{before}: a text{after}")
+    plain(format!("{before}: a text{after}"))
+}
+
+/// What the parser expected, in words of the file in the place of a programmer's.
+fn plain(message: String) -> String {
+    let Some((before, expected)) = message.rsplit_once(", expected ") else { return message };
+    let expected = match expected {
+        "a string" => "a text in quotes".to_owned(),
+        "a sequence" => "a list, such as [\"…\"]".to_owned(),
+        "a boolean" => "true or false, without quotes".to_owned(),
+        "u64" | "usize" => "a whole number, without quotes".to_owned(),
+        _ => match expected.strip_prefix("struct ") {
+            Some(section) => format!("a section, [{}]", section.to_lowercase()),
+            None => return message,
+        },
+    };
+    format!("{before}, expected {expected}")
 }
 
 fn place_at(text: &str, offset: usize) -> Place {
@@ -404,6 +425,13 @@ fn place_at(text: &str, offset: usize) -> Place {
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     let column = before.get(line_start..).unwrap_or_default().chars().count() + 1;
     Place { line: before.matches('\n').count() + 1, column }
+}
+
+/// The section that a place is in; empty above the first one.
+fn section_at(text: &str, offset: usize) -> &str {
+    let before = text.get(..offset).unwrap_or(text);
+    let headers = before.lines().filter_map(|line| line.trim_start().strip_prefix('['));
+    headers.filter_map(|rest| rest.split_once(']')).next_back().map_or("", |(name, _)| name.trim())
 }
 
 /// The line of a key in its section; a value from the environment has none.

@@ -158,6 +158,26 @@ fn faults_come_with_their_place() {
 }
 
 #[test]
+fn what_is_expected_is_said_in_the_words_of_the_file() {
+    for (text, expected) in [
+        ("[sync]\ninterval = 60\n", "2:12: invalid type: integer `60`, expected a text in quotes"),
+        ("[trust]\npublic_keys = \"ab\"\n", "2:15: invalid type: a text, expected a list, such as [\"…\"]"),
+        ("[trust]\nallow_unsigned = \"yes\"\n", "2:18: invalid type: a text, expected true or false, without quotes"),
+        ("[archive]\nentries = \"7\"\n", "2:11: invalid type: a text, expected a whole number, without quotes"),
+        ("kv = 1\n", "1:6: invalid type: integer `1`, expected a section, [kv]"),
+        // Below another header than was meant.
+        ("[kv]\n[control] # x\npublic = \"a\"\n", "3:1: unknown key \"public\" (known under [control] are: socket)"),
+    ] {
+        assert!(message(text).contains(&format!("machinesd.toml:{expected}")), "{}", message(text));
+    }
+    assert!(message("banana = 1\n").contains("(known are: identity, "), "{}", message("banana = 1\n"));
+    let shown = message(
+        "[trust]\nallow_unsigned = true\npublic_keys = [\"d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a\"]\n",
+    );
+    assert!(!shown.contains('*'), "{shown}");
+}
+
+#[test]
 fn the_worlds_example_key_is_refused() {
     let text = "[trust]\npublic_keys = [\"64031219d4922eed63a5f567303e98607c632139c01bc9fa4ca2514c2d9d30da\"]\n";
     assert!(message(text).contains("example"), "{}", message(text));

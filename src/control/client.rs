@@ -24,7 +24,7 @@ const MAXIMUM_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Why the daemon gave no answer, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("could not reach the daemon at {}; is machinesd running, and may you open its socket?", socket.display())]
+    #[error("could not reach the daemon at {}; {}", socket.display(), remedy(source.kind()))]
     Connect { socket: PathBuf, source: std::io::Error },
     #[error(
         "{} is served by user {user}, who is neither root nor you: nothing was asked of it; name your daemon's socket \
@@ -138,6 +138,16 @@ impl Client {
         let request = Request::builder().method(method).uri(path).header("host", "machinesd").body(Full::new(body));
         let request = request.map_err(|source| ClientError::Request { path: path.to_owned(), source })?;
         sender.send_request(request).await.map_err(ClientError::Exchange)
+    }
+}
+
+/// What to do about a socket that can't be used.
+fn remedy(kind: std::io::ErrorKind) -> &'static str {
+    match kind {
+        std::io::ErrorKind::NotFound => "start machinesd, or name its socket with --socket",
+        std::io::ErrorKind::PermissionDenied => "its socket is for root and the daemon's user: ask as one of them",
+        std::io::ErrorKind::ConnectionRefused => "nothing listens there any more: start machinesd",
+        _ => "is that the socket of machinesd?",
     }
 }
 

@@ -72,7 +72,7 @@ pub enum ListenError {
     #[error("could not read the token of the HTTP listener ([http] token_file)")]
     Token(#[source] FileError),
     #[error("the token in {} can't be used: {reason}", path.display())]
-    UnusableToken { path: PathBuf, reason: &'static str },
+    UnusableToken { path: PathBuf, reason: String },
     #[error("[http] listen = \"{address}\" is open to other nodes and needs a token: set [http] token_file")]
     NoToken { address: SocketAddr },
     #[error("could not listen at {address} ([http] listen)")]
@@ -86,10 +86,10 @@ impl Token {
     /// When it can't be read, others may read it, or what is in it is no token.
     pub fn read(path: &Path) -> Result<Self, ListenError> {
         use std::os::unix::fs::MetadataExt;
-        let unusable = |reason| ListenError::UnusableToken { path: path.to_owned(), reason };
+        let unusable = |reason: &str| ListenError::UnusableToken { path: path.to_owned(), reason: reason.to_owned() };
         let text = crate::fs::read_text(path, TOKEN_LIMIT_BYTES).map_err(ListenError::Token)?;
         if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o007 != 0) {
-            return Err(unusable("everyone on the node may read it; `chmod o= FILE`"));
+            return Err(unusable(&format!("everyone on the node may read it; `chmod o= {}`", path.display())));
         }
         let text = text.trim();
         if text.len() < MINIMUM_TOKEN_BYTES {
@@ -152,7 +152,9 @@ pub async fn listen(settings: &Settings) -> Result<Listener, ListenError> {
     let token = token(settings)?;
     let bind = |source| ListenError::Bind { address: settings.address, source };
     let listener = TcpListener::bind(settings.address).await.map_err(bind)?;
-    tracing::info!(address = %settings.address, "HTTP listener");
+    // With port 0 it is another one.
+    let address = listener.local_addr().unwrap_or(settings.address);
+    tracing::info!(%address, "HTTP listener");
     Ok(Listener { listener: Arc::new(listener), token, address: settings.address })
 }
 

@@ -33,11 +33,16 @@ const ACCESS_LIST: &str = "system.posix_acl_access";
 #[derive(Debug, thiserror::Error)]
 pub enum Distrust {
     /// Somebody else could change it.
-    #[error("{} can't be trusted: {fault}", path.display())]
+    #[error("{}{fault}", because_of(path, &fault.at))]
     Others { path: PathBuf, fault: Fault },
     /// It could not be looked at.
     #[error(transparent)]
     Unknown(#[from] FileError),
+}
+
+/// What a fault elsewhere is about; one of the path itself names it already.
+fn because_of(path: &Path, at: &Path) -> String {
+    if path == at { String::new() } else { format!("{} can't be trusted: ", path.display()) }
 }
 
 impl Distrust {
@@ -445,7 +450,8 @@ mod tests {
             chown(at, Some(owner), None).unwrap();
             assert_eq!((fault(&file).at, fault(&file).hand), (at.clone(), Hand::Owner(owner)));
             let text = read(&file, 10).unwrap_err().to_string();
-            assert!(text.starts_with(&format!("{} can't be trusted: ", file.display())), "{text}");
+            assert_eq!(text.starts_with(&format!("{} can't be trusted: ", file.display())), *at != file, "{text}");
+            assert_eq!(text.matches(&at.display().to_string()).count(), if *at == file { 2 } else { 3 }, "{text}");
             let remedy = format!("{} belongs to user 65534 (mode 0", at.display());
             assert!(text.contains(&remedy) && text.contains(&format!("`chown -h root {}`", at.display())), "{text}");
             chown(at, Some(0), None).unwrap();

@@ -163,7 +163,7 @@ mod tests {
         machine.check().unwrap();
         fs::set_permissions(machine.path("lib"), Permissions::from_mode(0o777)).unwrap();
         let refused = machine.check().unwrap_err();
-        assert!(refused.contains("tool can't be trusted: everyone may write to"), "{refused}");
+        assert!(refused.contains("tool can't be trusted: everyone may write to "), "{refused}");
     }
 
     #[test]

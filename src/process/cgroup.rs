@@ -59,7 +59,10 @@ impl Controller {
 pub enum CgroupError {
     #[error("no cgroup is delegated to the daemon ({0})")]
     NotDelegated(String),
-    #[error("{} is not in a mounted hierarchy of version 2", .0.display())]
+    #[error(
+        "{} is no cgroup of a mounted hierarchy of version 2; set cgroup under [process] to one, or to \"auto\"",
+        .0.display()
+    )]
     NotVersion2(PathBuf),
     #[error("another machinesd works in {}", .0.display())]
     Taken(PathBuf),

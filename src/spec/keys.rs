@@ -87,7 +87,9 @@ impl Resemblance {
 impl fmt::Display for Resemblance {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::PrivateKey => " and looks like a PRIVATE key, which belongs to the operator alone",
+            Self::PrivateKey => {
+                " and looks like a PRIVATE key, which belongs to the operator alone: take it away from here"
+            }
             Self::NkeySeed => " and looks like the SECRET seed of an nkey, which is for [kv] nkey",
             Self::Nkey => " and looks like a public nkey of NATS, which is something else",
             Self::Pem => " and looks like a file in PEM format",

@@ -41,8 +41,8 @@ impl fmt::Display for PackWarning {
         match self {
             Self::Unsigned => write!(
                 formatter,
-                "the specification is not signed: nodes with a trusted key will refuse it, others will accept one \
-                 from anybody who can write to the bucket"
+                "the specification is not signed: nodes take it only where allow_unsigned = true stands in their \
+                 settings, and there from anybody who can write to the bucket; sign it with --key-file"
             ),
             Self::ExampleKey => write!(
                 formatter,
