@@ -170,6 +170,23 @@ async fn a_command_that_is_not_there_or_can_not_be_run_is_named() {
 }
 
 #[tokio::test]
+async fn what_fails_over_and_over_is_said_in_short() {
+    let lab = Lab::new().await;
+    let (_handle, status) = run(&lab, &format!("command: \"false {}\"", "x".repeat(100_000))).await;
+    let error = status.last_error.unwrap();
+    assert!(
+        error.len() < 300 && error.starts_with("false xxx") && error.ends_with("x…: exited with code 1"),
+        "{error}"
+    );
+    // A value that is repeated in an error, and has the half of a password at each end of what is left out.
+    let secret = format!("ftp://{}:{}@host/", "u".repeat(5_000), "p".repeat(20_000));
+    let properties = format!("command: \"true\"\nenvironment: [\"{{{{ ToLower `{secret}` }}}}\"]");
+    let (_handle, status) = run(&lab, &properties).await;
+    let error = status.last_error.unwrap();
+    assert!(error.len() < 16 * 1024 && error.ends_with("must be NAME=value") && !error.contains("ppp"), "{error}");
+}
+
+#[tokio::test]
 async fn what_no_kernel_would_take_is_refused_before_it_is_searched_or_made() {
     let lab = Lab::new().await;
     let path = "/nonexistent:".repeat(20_000);

@@ -132,6 +132,9 @@ async fn a_command_runs_as_the_user_it_was_given_with_its_groups_umask_and_reada
     assert_eq!(status.detail.as_deref().unwrap_or_default().lines().collect::<Vec<_>>()[..2], ["65534", "12"]);
     let status = run(&lab, "id -u; id -g; id -G", "timeout: 20s\ngroup: 12").await;
     assert_eq!(status.detail.as_deref(), Some("0\n12\n12"));
+    // Who has no entry on the node has no home, least of all the daemon's.
+    let status = run(&lab, "echo $HOME $USER $LOGNAME", "timeout: 20s\nuser: 1234567\ngroup: 1234567").await;
+    assert_eq!(status.detail.as_deref(), Some("/ 1234567 1234567"));
 }
 
 #[tokio::test]

@@ -331,7 +331,7 @@ impl Task {
                 .catch_unwind()
                 .await
                 .unwrap_or_else(|_| Report::error("defect in the watcher: it panicked; please report it"));
-            Finished { index, run_time: started.elapsed(), report, visit }
+            Finished { index, run_time: started.elapsed(), report: report.bounded(), visit }
         });
         if let Some(slot) = self.slots.get_mut(index) {
             slot.started(Instant::now(), handle, self.setup.services.chance.fraction());
@@ -406,7 +406,7 @@ impl Task {
 
     fn tell_left(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index) else { return };
-        if let Some(report) = slot.watcher.left() {
+        if let Some(report) = slot.watcher.left().map(Report::bounded) {
             slot.note(&report);
             if report.announce == Announce::Yes {
                 self.announce(index);

@@ -266,6 +266,9 @@ pub enum Fire {
     Named(&'static str),
 }
 
+/// An error or a detail is no longer than this, in bytes.
+const MAXIMUM_TEXT_BYTES: usize = 16 * 1024;
+
 /// What a check found.
 #[derive(Debug)]
 pub struct Report {
@@ -310,6 +313,15 @@ impl Report {
         Self { error: Some(message.into()), ..Self::new("error") }.fire(Fire::Fail).announce()
     }
 
+    /// With an error and a detail that status and the log can hold for each of a thousand watchers: an error may repeat a
+    /// command, or a value, of a mebibyte.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        self.error = self.error.map(short);
+        self.detail = self.detail.map(short);
+        self
+    }
+
     /// Asks for a transition.
     #[must_use]
     pub fn fire(mut self, fire: Fire) -> Self {
@@ -323,6 +335,19 @@ impl Report {
         self.announce = Announce::Yes;
         self
     }
+}
+
+/// A text that is too long without its middle: the beginning says what it is about, the end what the matter is.
+fn short(text: String) -> String {
+    if text.len() <= MAXIMUM_TEXT_BYTES {
+        return text;
+    }
+    // Half a secret has no form by which it could be known later.
+    let text = crate::secret::masked(&text);
+    let head = text.floor_char_boundary(MAXIMUM_TEXT_BYTES / 4);
+    let tail = text.ceil_char_boundary(text.len().saturating_sub(MAXIMUM_TEXT_BYTES / 2));
+    let (head, tail) = (text.get(..head).unwrap_or_default(), text.get(tail..).unwrap_or_default());
+    format!("{head} … {tail}")
 }
 
 /// Calls for a check of one watcher, from wherever a change was seen; cheap to clone.

@@ -112,11 +112,13 @@ impl Confinement {
                 None => vec![gid.as_raw()],
             });
             (rights.uid, rights.gid) = (Some(uid.as_raw()), Some(gid.as_raw()));
-            if let Some(user) = user {
-                let home: PathBuf = user.dir;
-                environment.push(("HOME", home.to_string_lossy().into_owned()));
-                environment.extend(["USER", "LOGNAME"].map(|name| (name, user.name.clone())));
-            }
+            // Who has no entry has no home, and none of the daemon's.
+            let (home, name) = match user {
+                Some(user) => (user.dir, user.name),
+                None => (PathBuf::from("/"), uid.to_string()),
+            };
+            environment.push(("HOME", home.to_string_lossy().into_owned()));
+            environment.extend(["USER", "LOGNAME"].map(|variable| (variable, name.clone())));
         } else if let Some(gid) = group {
             (rights.gid, rights.groups) = (Some(gid.as_raw()), Some(vec![gid.as_raw()]));
         }

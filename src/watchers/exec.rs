@@ -186,7 +186,7 @@ impl Exec {
     fn report(&self, ended: Ended) -> Report {
         let detail = Some(tail(&ended.output)).filter(|text| !text.is_empty());
         let failed = |message: String| Report { detail: detail.clone(), ..Report::error(message) };
-        let command = self.properties.command.source();
+        let command = self.properties.command.brief();
         match ended.failure {
             Some(failure) => {
                 let output = detail.as_deref().map(|text| format!("; it printed: {text}")).unwrap_or_default();
@@ -238,7 +238,7 @@ impl Watcher for Exec {
         let context = &check.context;
         let (words, environment) = match self.render(&check.scope()) {
             Ok(rendered) => rendered,
-            Err(reason) => return Report::error(format!("{}: {reason}", self.properties.command)),
+            Err(reason) => return Report::error(format!("{}: {reason}", self.properties.command.brief())),
         };
         let command = Command {
             words,
@@ -255,7 +255,9 @@ impl Watcher for Exec {
         };
         match context.services.commands.run(command).await {
             Ok(ended) => self.report(ended),
-            Err(error) => Report::error(format!("{}: {}", self.properties.command, crate::errors::chain(&error))),
+            Err(error) => {
+                Report::error(format!("{}: {}", self.properties.command.brief(), crate::errors::chain(&error)))
+            }
         }
     }
 

@@ -187,7 +187,7 @@ impl Metric {
         let words = command.words().map_err(|reason| format!("command {reason}"))?;
         let command = nagios_plugin::command(check, words, COMMAND_LIMIT, self.confinement.clone());
         let services = &check.context.services;
-        let shown = &self.properties.command;
+        let shown = self.properties.command.brief();
         let ended = services.commands.run(command).await;
         let ended = ended.map_err(|error| format!("{shown}: {}", crate::errors::chain(&error)))?;
         let (mut labels, metrics) = read(&ended).map_err(|reason| format!("{shown}: {reason}"))?;

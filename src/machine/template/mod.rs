@@ -45,6 +45,8 @@ const MAXIMUM_ALTERNATIVES: usize = 100;
 
 /// Of a template, and of what the library says of it, so much is shown: a template may be a whole file.
 const SHOWN_CHARACTERS: usize = 80;
+/// Of the command that a failure names.
+const BRIEF_CHARACTERS: usize = 256;
 const SHOWN_REASON_CHARACTERS: usize = 400;
 
 /// A text with or without actions.
@@ -275,6 +277,17 @@ impl Template {
 
     fn shown(&self) -> String {
         self.source.chars().take(SHOWN_CHARACTERS).collect()
+    }
+
+    /// As it is written, or the beginning of that: for what is said at each check, which would fill the log.
+    pub fn brief(&self) -> Cow<'_, str> {
+        let Some((end, _)) = self.source.char_indices().nth(BRIEF_CHARACTERS) else {
+            return Cow::Borrowed(&self.source);
+        };
+        // Half a secret has no form by which it could be known later. What is masked keeps its columns, not its bytes.
+        let masked = crate::secret::masked(&self.source);
+        let end = masked.char_indices().nth(BRIEF_CHARACTERS).map_or(end, |(end, _)| end);
+        Cow::Owned(format!("{}…", masked.get(..end).unwrap_or_default()))
     }
 }
 
