@@ -26,6 +26,11 @@ const MAXIMUM_LINKS: usize = 40;
 /// To look at something, whatever it is, without opening it.
 pub(super) const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+/// The numbers of users in our user namespace: the first one here, the first one outside, how many.
+const USER_MAP: &str = "/proc/self/uid_map";
+const USER_MAP_LIMIT_BYTES: u64 = 64 * 1024;
+/// The number of those who have none there, unless the system was told another.
+const OVERFLOW_USER: u32 = 65_534;
 /// Where the system keeps an access control list, if there is one.
 const ACCESS_LIST: &str = "system.posix_acl_access";
 
@@ -85,6 +90,11 @@ impl fmt::Display for Fault {
                     user => user.to_string(),
                 };
                 write!(formatter, "{at} belongs to user {user} (mode {mode:04o}); ")?;
+                if is_outside(user, &super::read_text(Path::new(USER_MAP), USER_MAP_LIMIT_BYTES).unwrap_or_default()) {
+                    let outside = "in this user namespace all users outside of it have that number, the host's root too: \
+                                   run machinesd outside of it, or give it files of its own users";
+                    return formatter.write_str(outside);
+                }
                 write!(formatter, "look at what is there, then `chown -h {ours} {at}`, or move it away")
             }
             Hand::Group(group) => {
@@ -117,6 +127,17 @@ pub(super) enum Part {
 /// The user whose daemon this is; root's files are his as well.
 fn ours() -> u32 {
     rustix::process::geteuid().as_raw()
+}
+
+/// Whether this is the number that the system shows in the place of users who have none in our user namespace. Nobody can
+/// tell from it who they are.
+fn is_outside(user: u32, map: &str) -> bool {
+    let within = |line: &str| {
+        let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u32>().ok());
+        let (first, _, count) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        Some(user.checked_sub(first)? < count)
+    };
+    user == OVERFLOW_USER && !map.is_empty() && !map.lines().any(|line| within(line) == Some(true))
 }
 
 /// Whether this user is root or the daemon's own.
@@ -542,6 +563,21 @@ mod tests {
             rustix::fs::removexattr(at, ACCESS_LIST).unwrap();
             fs::set_permissions(at, Permissions::from_mode(0o755)).unwrap();
             open(&file).unwrap();
+        }
+    }
+
+    #[test]
+    fn users_outside_of_the_namespace_are_told_from_nobody() {
+        let (host, alone, container) =
+            ("         0          0 4294967295\n", "0 1000 1\n", "0 1000 1\n1 100000 65536\n");
+        for (user, map, expected) in [
+            (65_534, host, false),
+            (65_534, alone, true),
+            (65_534, container, false),
+            (1_000, alone, false),
+            (65_534, "", false),
+        ] {
+            assert_eq!(is_outside(user, map), expected, "{user} {map:?}");
         }
     }
 }
