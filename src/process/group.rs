@@ -99,9 +99,11 @@ impl Group {
     }
 
     /// The command ended in time; what it left in the background on purpose goes on.
-    pub(super) fn release(mut self) {
+    pub(super) async fn release(mut self) {
         self.is_over = true;
         self.let_go();
+        // What is left is nobody's to find any more.
+        _ = self.family(|family, _| family.dismiss()).await;
     }
 
     fn let_go(&mut self) {

@@ -47,10 +47,7 @@ pub fn run(mut words: impl Iterator<Item = OsString>) -> Result<ExitCode, Misuse
     let mut channel = Channel::take()?;
     let refusal = match channel.order() {
         Ok(order) if supervise => match stand_above(&order, &mut channel) {
-            Ok(end) => {
-                channel.say(&Answer::Ended(end));
-                return Ok(ExitCode::SUCCESS);
-            }
+            Ok(()) => return Ok(ExitCode::SUCCESS),
             Err(refusal) => refusal,
         },
         Ok(order) => turn_into(&order, &mut channel),
@@ -115,8 +112,9 @@ fn turn_into(order: &Order, channel: &mut Channel) -> Refusal {
     }
 }
 
-/// Starts the command, adopts what it orphans, and waits for its end.
-fn stand_above(order: &Order, channel: &mut Channel) -> Result<End, Refusal> {
+/// Starts the command, adopts what it orphans, and waits for its end. It tells that, and stays above what is left until
+/// nothing is, or the daemon ends it: when a command is asked to end, what it orphans by that must still be found below.
+fn stand_above(order: &Order, channel: &mut Channel) -> Result<(), Refusal> {
     setsid().map_err(|error| Refusal::new(Step::Session, &error.into()))?;
     set_child_subreaper(Some(getpid())).map_err(|error| Refusal::new(Step::Adopt, &error.into()))?;
     let command = if order.is_plain() { start_plain(order, channel) } else { start_below(order, channel) }?;
@@ -131,10 +129,13 @@ fn stand_above(order: &Order, channel: &mut Channel) -> Result<End, Refusal> {
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(Some((child, status))) if child == command => {
                 let status = std::process::ExitStatus::from_raw(status.as_raw());
-                return Ok(match (status.code(), status.signal()) {
+                channel.say(&Answer::Ended(match (status.code(), status.signal()) {
                     (_, Some(signal)) => End::Signal(signal),
                     (code, None) => End::Code(code.unwrap_or_default()),
-                });
+                }));
+                _ = channel.0.shutdown(Shutdown::Both);
+                while matches!(rustix::process::wait(WaitOptions::empty()), Ok(_) | Err(rustix::io::Errno::INTR)) {}
+                return Ok(());
             }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(refused(error.into())),

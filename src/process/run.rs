@@ -94,7 +94,8 @@ impl Command {
                 }
                 Ok(Ok(end)) => {
                     let failure = self.describe(end, &group);
-                    group.release();
+                    group.release().await;
+                    _ = tokio::time::timeout(LAST_WORDS, helper.child.wait()).await;
                     if !read {
                         _ = tokio::time::timeout(LAST_WORDS, &mut reading).await;
                     }

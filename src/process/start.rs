@@ -59,7 +59,6 @@ impl Helper {
         // To its end: the command does not have the other end of this socket, and the helper keeps it while it can speak.
         let mut said = Vec::new();
         _ = (&mut self.channel).take(MAXIMUM_ANSWER_BYTES).read_to_end(&mut said).await;
-        let status = self.child.wait().await.map_err(ProcessError::Wait)?;
         let answers = said.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
         let (mut is_ready, mut end) = (false, None);
         for answer in answers {
@@ -69,9 +68,13 @@ impl Helper {
                 Answer::Refused(refusal) => return Err(ProcessError::refused(order, refusal)),
             }
         }
-        match (self.form, is_ready, end) {
-            (Form::Become, true, _) => Ok(End::of(status)),
-            (Form::Supervise, _, Some(end)) => Ok(end),
+        // A supervisor stays above what the command left.
+        if let (Form::Supervise, Some(end)) = (self.form, end) {
+            return Ok(end);
+        }
+        let status = self.child.wait().await.map_err(ProcessError::Wait)?;
+        match (self.form, is_ready) {
+            (Form::Become, true) => Ok(End::of(status)),
             _ => Err(failed(io::Error::other(format!("it ended with {status} before its command did")))),
         }
     }
