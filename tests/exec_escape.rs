@@ -285,7 +285,10 @@ async fn what_a_command_left_on_purpose_keeps_its_cgroup_until_it_ends() {
 fn a_directory_that_is_no_cgroup_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let refused = Containment::establish(&Setting::Directory(directory.path().to_owned())).unwrap_err();
-    let expected = format!("{} is not in a mounted hierarchy of version 2", directory.path().display());
+    let expected = format!(
+        "{} is no cgroup of a mounted hierarchy of version 2; set cgroup under [process] to one, or to \"auto\"",
+        directory.path().display()
+    );
     assert_eq!(refused.to_string(), expected);
 }
 
