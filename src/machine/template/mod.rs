@@ -285,7 +285,8 @@ impl Template {
             return Cow::Borrowed(&self.source);
         };
         // Half a secret has no form by which it could be known later. What is masked keeps its columns, not its bytes.
-        let masked = crate::secret::masked(&self.source);
+        let beginning = self.source.get(..self.source.floor_char_boundary(16 * BRIEF_CHARACTERS)).unwrap_or_default();
+        let masked = crate::secret::masked(beginning);
         let end = masked.char_indices().nth(BRIEF_CHARACTERS).map_or(end, |(end, _)| end);
         Cow::Owned(format!("{}…", masked.get(..end).unwrap_or_default()))
     }
