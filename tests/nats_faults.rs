@@ -188,6 +188,29 @@ async fn a_watch_notices_at_once_that_its_consumer_was_deleted() {
 }
 
 #[tokio::test]
+async fn a_watch_whose_reading_always_ends_is_begun_more_and_more_slowly() {
+    let server = NatsServer::start();
+    let store = open(&settings(&server)).await;
+    make_bucket(&*store).await;
+    let mut watch = store.bucket("B").unwrap().watch("k").await.unwrap();
+    expect_current(&mut watch).await;
+    let jetstream = async_nats::jetstream::new(store.nats().unwrap());
+    let stream = jetstream.get_stream("KV_B").await.unwrap();
+    let began = Instant::now();
+    for _ in 0..4 {
+        let names: Vec<String> = stream.consumer_names().map(Result::unwrap).collect().await;
+        for name in names {
+            stream.delete_consumer(&name).await.unwrap();
+        }
+        expect_interrupted(&mut watch).await;
+        expect_current(&mut watch).await;
+    }
+    // At least the half of 200, 400, 800 and 1,600 ms.
+    let took = began.elapsed();
+    assert!(took > Duration::from_millis(1_450), "four readings in {took:?}");
+}
+
+#[tokio::test]
 async fn a_dropped_watch_leaves_no_consumer_on_the_server() {
     let server = NatsServer::start();
     let store = open(&settings(&server)).await;
@@ -361,4 +384,54 @@ async fn a_context_of_the_nats_command_line_connects() {
     let lookup = |name: &str| (name == "XDG_CONFIG_HOME").then(|| home.clone());
     let settings = ConnectionSettings::from_environment(None, &lookup).unwrap();
     open(&settings).await.buckets().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_closes_each_connection_at_once_is_not_connected_to_without_end() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let store = open(&ConnectionSettings::new(Target::parse(&url).unwrap())).await;
+    let mut began = None;
+    for _ in 0..9 {
+        let (mut connection, _) = within("a connection", listener.accept()).await.unwrap();
+        began.get_or_insert_with(Instant::now);
+        // All that it takes for the client to count it as one.
+        let information =
+            b"INFO {\"server_id\":\"x\",\"version\":\"2.10.0\",\"proto\":1,\"headers\":true,\"max_payload\":1024}\r\n";
+        connection.write_all(information).await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(b"PING\r\n") {
+            assert_ne!(within("its greeting", connection.read_buf(&mut read)).await.unwrap(), 0);
+        }
+        connection.write_all(b"PONG\r\n").await.unwrap();
+    }
+    // At least the half of 50, 100, 200, 400, 800 and 1,600 ms.
+    let took = began.unwrap().elapsed();
+    assert!(took > Duration::from_millis(1_500), "nine connections in {took:?}");
+    drop(store);
+}
+
+#[tokio::test]
+async fn an_object_that_links_to_itself_is_an_error_and_one_link_is_followed() {
+    let server = NatsServer::start();
+    let store = open(&settings(&server)).await;
+    store.put_object("OBJECTS", "real", Box::pin(&b"content"[..])).await.unwrap();
+    let jetstream = async_nats::jetstream::new(store.nats().unwrap());
+    // The subjects end with the names in base64.
+    for (name, subject, to) in [("loop", "bG9vcA==", "loop"), ("link", "bGluaw==", "real")] {
+        let information = serde_json::json!({
+            "name": name, "bucket": "OBJECTS", "nuid": name, "size": 0, "chunks": 0, "mtime": "2026-01-01T00:00:00Z",
+            "options": {"link": {"bucket": "OBJECTS", "name": to}}, "deleted": false,
+        });
+        let published = jetstream.publish(format!("$O.OBJECTS.M.{subject}"), information.to_string().into()).await;
+        published.unwrap().await.unwrap();
+    }
+    let mut content = Vec::new();
+    let mut reader = within("the object", store.get_object("OBJECTS", "link")).await.unwrap();
+    tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut content).await.unwrap();
+    assert_eq!(content, b"content");
+    let Err(error) = within("an end", store.get_object("OBJECTS", "loop")).await else { panic!("it is no object") };
+    let KvError::Object { source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(source.to_string(), "it links to too many others in a row");
 }

@@ -17,8 +17,9 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::bucket::{MARKER_REASON, OPERATION};
-use super::link::{CALL_LIMIT, Link};
+use super::link::{CALL_LIMIT, Link, SHOWN_CHARACTERS};
 use crate::kv::{Entry, KvError, Operation};
+use crate::shown::cut;
 
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Two heartbeats missed, and some.
@@ -160,7 +161,7 @@ impl Reading {
                 }
                 Some(status) => {
                     let description = message.description.unwrap_or_else(|| status.to_string());
-                    return Err(Lost::Ended(description));
+                    return Err(Lost::Ended(cut(&description, SHOWN_CHARACTERS)));
                 }
             }
         }
@@ -207,7 +208,9 @@ impl Reading {
             .subject
             .as_str()
             .strip_prefix(&prefix)
-            .ok_or_else(|| Lost::Malformed(format!("its subject is {:?}", message.subject.as_str())))?
+            .ok_or_else(|| {
+                Lost::Malformed(format!("its subject is {:?}", cut(message.subject.as_str(), SHOWN_CHARACTERS)))
+            })?
             .to_owned();
         let operation = message.headers.as_ref().map_or(Operation::Put, operation_of_headers);
         Ok(Entry { bucket: self.bucket.clone(), key, value: message.payload, revision, created, operation })

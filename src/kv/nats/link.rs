@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::backoff;
+use super::calm::{Attempts, Errors, Tell};
 use super::credentials::authenticate;
 use crate::kv::settings::ConnectionSettings;
 use crate::kv::{Connection, KvError, install_tls_provider};
@@ -27,9 +27,8 @@ pub(super) const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// A dead connection that TCP does not notice is found by two missed pings.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-const RECONNECT_MAXIMUM: Duration = Duration::from_secs(10);
 /// Of what a server says of itself, or of an error.
-const SHOWN_CHARACTERS: usize = 400;
+pub(super) const SHOWN_CHARACTERS: usize = 400;
 
 /// JetStream's error codes that have a meaning of their own here.
 pub(super) mod code {
@@ -99,6 +98,7 @@ impl Link {
         let url = settings.target.display();
         let (sender, changes) = watch::channel(0);
         let failure = Arc::new(Mutex::new(None));
+        let attempts = Mutex::new(Attempts::default());
         let options = authenticate(ConnectOptions::new(), settings, servers)?;
         let options = observe(options, Arc::new(sender), Arc::clone(&failure));
         let addresses = servers
@@ -113,7 +113,9 @@ impl Link {
             .connection_timeout(CONNECT_LIMIT)
             .request_timeout(Some(CALL_LIMIT))
             .ping_interval(PING_INTERVAL)
-            .reconnect_delay_callback(reconnect_delay)
+            .reconnect_delay_callback(move |attempt| {
+                attempts.lock().unwrap_or_else(PoisonError::into_inner).delay(attempt, Instant::now())
+            })
             .connect(addresses)
             .await
             .map_err(|error| KvError::Connect { url: url.clone(), reason: error.to_string() })?;
@@ -232,7 +234,8 @@ impl Link {
     }
 
     pub fn not_understood(&self, operation: &str, reason: &str) -> KvError {
-        KvError::Answer { operation: operation.to_owned(), url: self.url.clone(), reason: reason.to_owned() }
+        let reason = cut(reason, SHOWN_CHARACTERS);
+        KvError::Answer { operation: operation.to_owned(), url: self.url.clone(), reason }
     }
 
     pub fn no_jetstream(&self, operation: &str) -> KvError {
@@ -250,19 +253,10 @@ impl Link {
                     operation: operation.to_owned(),
                     url: self.url.clone(),
                     code,
-                    description: error.description,
+                    description: cut(&error.description, SHOWN_CHARACTERS),
                 },
             },
         }
-    }
-}
-
-/// Fast at first, as most interruptions are restarts; then slower, and spread, so that a fleet does not come back as
-/// one wave.
-fn reconnect_delay(attempts: usize) -> Duration {
-    match attempts {
-        0 | 1 => Duration::ZERO,
-        _ => backoff(attempts.saturating_sub(2), Duration::from_millis(50), RECONNECT_MAXIMUM),
     }
 }
 
@@ -273,7 +267,7 @@ fn observe(
     failure: Arc<Mutex<Option<Failure>>>,
 ) -> ConnectOptions {
     let (failure_of_events, changed_by_events) = (Arc::clone(&failure), Arc::clone(&changed));
-    let lost = AtomicBool::new(false);
+    let (lost, errors) = (AtomicBool::new(false), Mutex::new(Errors::default()));
     options
         .event_callback(move |event| {
             match event {
@@ -291,7 +285,16 @@ fn observe(
                     changed_by_events.send_modify(|count| *count += 1);
                 }
                 Event::Closed => changed_by_events.send_modify(|count| *count += 1),
-                Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
+                Event::ServerError(error) => {
+                    let tell = errors.lock().unwrap_or_else(PoisonError::into_inner).tell(Instant::now());
+                    if tell != Tell::Nothing {
+                        let error = cut(&error.to_string(), SHOWN_CHARACTERS);
+                        tracing::warn!(%error, "the NATS server reports an error");
+                    }
+                    if tell == Tell::LastError {
+                        tracing::warn!("the NATS server reports many errors; the next ones are not logged for a while");
+                    }
+                }
                 _ => {}
             }
             std::future::ready(())

@@ -1,11 +1,13 @@
 //! The store on NATS JetStream. `link` keeps the connection, `bucket` does the calls, `consumer` reads a bucket's
-//! entries in order, `watch` keeps such a reading alive, `objects` is the object store, `slots` are the governors.
+//! entries in order, `watch` keeps such a reading alive, `objects` is the object store, `slots` are the governors,
+//! and `calm` bounds what a server that is out of order can make of a connection.
 //!
 //! The calls speak the JetStream API themselves instead of through the client's own key-value type: each is then one
 //! request with one deadline, its errors keep the server's codes, and a get asks the leader, which the client's does
 //! not (its direct gets may be answered by a replica that lags behind).
 
 mod bucket;
+mod calm;
 mod consumer;
 mod credentials;
 mod link;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::backoff;
+use super::calm::STEADY;
 use super::consumer::{Reading, Replay, Step};
 use super::link::{CALL_LIMIT, Link};
 use crate::kv::{KvError, Watch, WatchEvent};
@@ -52,7 +53,8 @@ impl Watching {
         let mut told = None;
         let mut attempt = 0;
         loop {
-            let (kind, reason) = match self.read(&mut told, &mut attempt).await {
+            let began = Instant::now();
+            let (kind, reason) = match self.read(&mut told).await {
                 Ok(interruption) => interruption,
                 Err(Dropped) => return,
             };
@@ -61,6 +63,10 @@ impl Watching {
                 if self.send(WatchEvent::Interrupted(reason)).await.is_err() {
                     return;
                 }
+            }
+            // A reading that a server always ends soon is begun more and more slowly, also when it was current for a moment.
+            if began.elapsed() >= STEADY {
+                attempt = 0;
             }
             let deadline = Instant::now() + backoff(attempt, RETRY_FIRST, RETRY_MAXIMUM);
             attempt += 1;
@@ -72,7 +78,7 @@ impl Watching {
     }
 
     /// One reading, to its end.
-    async fn read(&self, told: &mut Option<Kind>, attempt: &mut usize) -> Result<(Kind, String), Dropped> {
+    async fn read(&self, told: &mut Option<Kind>) -> Result<(Kind, String), Dropped> {
         let mut changes = self.link.changes.clone();
         let opened = match self.link.ready(Instant::now() + CALL_LIMIT).await {
             Ok(()) => {
@@ -100,7 +106,6 @@ impl Watching {
                     Ok(Step::Entry(entry)) => self.send(WatchEvent::Entry(entry)).await?,
                     Ok(Step::Current) => {
                         *told = None;
-                        *attempt = 0;
                         self.send(WatchEvent::Current).await?;
                     }
                     Err(lost) => return Ok(self.after(&lost.to_string())),
