@@ -88,7 +88,12 @@ async fn status_and_why_say_what_bounds_commands_here() {
     daemon.terminate();
     daemon.set("process", "cgroup", "/nonexistent");
     let printed = daemon.run_to_the_end(&["run"]);
-    assert!(printed.err.contains("/nonexistent is not in a mounted hierarchy of version 2"), "{printed:?}");
+    assert!(
+        printed.err.contains(
+            "/nonexistent is no cgroup of a mounted hierarchy of version 2; set cgroup under [process] to one"
+        ),
+        "{printed:?}"
+    );
     daemon.set("process", "cgroup", "machines");
     let printed = daemon.run_to_the_end(&["run"]);
     let message = "cgroup: \"machines\" is not \"auto\", \"off\" or the absolute path of a cgroup";

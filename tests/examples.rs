@@ -211,3 +211,35 @@ fn the_others_do_what_their_comments_say() {
         assert!(running.iter().any(|running| **running == *name), "{name} does not run: {running:?}");
     }
 }
+
+#[test]
+fn the_configuration_that_a_key_fills_gets_no_line_that_a_value_smuggles_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, target) = (directory.path().join("ntp.conf"), directory.path().join("installed"));
+    // The service of this host is not told.
+    let systemctl = directory.path().join("systemctl");
+    std::fs::write(&systemctl, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&systemctl, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+    let install = |servers: &str| {
+        let head = "# Written by the machine \"configuration\"; changes here are undone.\n";
+        std::fs::write(&file, format!("{head}{servers}driftfile /var/lib/ntp/ntp.drift\n")).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("machines/examples/configuration/install.sh");
+        let mut command = Command::new(script);
+        command.env("PATH", &path).env("MACHINE_DATA_DIR", directory.path()).env("TARGET", &target);
+        command.output().unwrap()
+    };
+    let good = install("server a.example.net iburst\nserver 2001:db8::1 iburst\n");
+    assert!(good.status.success(), "{good:?}");
+    let installed = std::fs::read_to_string(&target).unwrap();
+    assert!(installed.contains("server 2001:db8::1 iburst"), "{installed}");
+    for smuggled in
+        ["server a\nrestrict default iburst\n", "server a iburst #\n", "server $(id) iburst\n", "server a\0 iburst\n"]
+    {
+        let refused = install(smuggled);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("correct the value of the key ntp"), "{smuggled:?}: {said}");
+        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), installed, "{smuggled:?}");
+    }
+}

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use serde_json::Value;
 use support::daemon::{is_running, state};
 use support::fleet::{Agent, Backend, Fleet};
@@ -71,5 +73,35 @@ async fn an_expression_that_fails_keeps_what_is_installed_and_status_says_why() 
         // With an answer again, the upgrade is made.
         fleet.publish(&[&upgrade.matching("identity('^web')")]).await;
         daemon.until_running("web", "2.0.0").await;
+    }
+}
+
+/// Nobody's shell decides what a node takes: the places where `has_command` looks are the same for all.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_path_of_a_shell_changes_no_answer_of_daemon_once_and_mms() {
+    let fleet = Fleet::start(Backend::Embedded).await;
+    let own = tempfile::tempdir().unwrap();
+    let command = own.path().join("only-in-this-shell");
+    std::fs::write(&command, "#!/bin/sh\n").unwrap();
+    std::fs::set_permissions(&command, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let usual = fleet.build(&Agent::new("usual", "1.0.0")).matching("has_command('uname')");
+    let own_only = fleet.build(&Agent::new("own", "1.0.0")).matching("has_command('only-in-this-shell')");
+    fleet.publish(&[&usual, &own_only]).await;
+    // A shell that knows only the command of its own, and none of the system's.
+    let path = format!("PATH={}", own.path().display());
+    let mut daemon = fleet.daemon();
+    daemon.wrapper = vec!["/usr/bin/env".to_owned(), path.clone()];
+    let once = daemon.run_to_the_end(&["run", "--once"]);
+    assert_eq!(
+        (once.code, once.out.as_str()),
+        (Some(0), "own: skip (its match expression is false here)\nusual: install\nconverged\n")
+    );
+    daemon.start().await;
+    let status = daemon.until_running("usual", "1.0.0").await;
+    assert_eq!(state(&status, "own"), "skipped");
+    for (name, answer) in [("uname", "true\n"), ("only-in-this-shell", "false\n")] {
+        let words = [path.as_str(), env!("CARGO_BIN_EXE_mms"), "match", &format!("has_command('{name}')")];
+        let said = std::process::Command::new("/usr/bin/env").args(words).output().unwrap();
+        assert!(String::from_utf8_lossy(&said.stdout).starts_with(answer), "{name}: {said:?}");
     }
 }
